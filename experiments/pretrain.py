@@ -1,0 +1,417 @@
+"""Can a language model small enough to ship learn in context, and when does it begin?
+
+Trains an OPT-shaped model from scratch on text that every Python installation carries, measures
+validation loss and induction along the way, and leaves a Hugging Face folder with its training
+record. The bundled model is what this study writes when it is run with no option.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from experiments.run_folder import Outcome, RunFolder
+    from experiments.tokens import Rows
+    from experiments.training import Trainer
+
+VALIDATION_TOKENS = 65_536
+"""Held-out tokens measured during training; the end measures all of them."""
+EARLY, LATE = (20, 60), (400, 500)
+"""Positions whose mean losses are compared for the in-context gain on real text."""
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """Train a small OPT language model on the standard library's source, from scratch.
+
+    $ ablate pretrain --layers 2 --d-model 64 --tokens 1000000
+    """
+
+    layers: int = 4
+    """Number of blocks."""
+    d_model: int = 192
+    """Width of the residual stream; the FFN is four times as wide."""
+    heads: int = 6
+    """Attention heads a block."""
+    context: int = 512
+    """Longest context, in tokens."""
+    vocab: int = 2048
+    """Entries of the byte-level BPE vocabulary."""
+    corpus: str = "stdlib"
+    """'stdlib', or a folder of text files; split into train and validation by file."""
+    tokens: int = 24_000_000
+    """Tokens to train on, repeated epochs counted."""
+    batch: int = 8
+    """Windows of `context` tokens a step."""
+    rate: float = 2e-3
+    """Peak learning rate of AdamW."""
+    warmup: int = 200
+    """Steps of linear warm-up; a cosine decay to 5 % follows."""
+    short_rows: int = 256
+    """Row length of the first phase; windows are split into such rows."""
+    short_share: float = 0.7
+    """Share of the steps spent in the first phase."""
+    repeated_share: float = 0.25
+    """Share of the rows made of one repeated span (half text, half random tokens)."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Dtype of matrix products; auto measures which is faster here."""
+    device: str = "auto"
+    """Torch device; auto takes CUDA when there is one."""
+    seed: int = 0
+    """Of the initial weights, the order of the data and the repeated spans."""
+    runs: Path = Path("runs")
+    """Root of the run folders."""
+
+    def __post_init__(self) -> None:
+        if self.d_model % self.heads:
+            raise ValueError(
+                f"d_model {self.d_model} does not divide into {self.heads} heads: "
+                "give a multiple of --heads"
+            )
+        for name in ("layers", "d_model", "heads", "tokens", "batch", "warmup"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)}: give ≥ 1")
+        for name in ("short_share", "repeated_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(
+                    f"--{name.replace('_', '-')} {getattr(self, name)}: give a share in [0, 1]"
+                )
+        if not 32 <= self.short_rows <= self.context:
+            raise ValueError(
+                f"--short-rows {self.short_rows}: give a length from 32 to --context {self.context}"
+            )
+
+    @property
+    def steps(self) -> int:
+        """Updates in all."""
+        return math.ceil(self.tokens / (self.batch * self.context))
+
+    def row(self, step: int) -> int:
+        """Row length at a step: short rows first, then whole windows."""
+        return self.short_rows if step < self.short_share * self.steps else self.context
+
+    def run(self, folder: RunFolder) -> Outcome:
+        """Train (or take up the checkpoint), measure, write the model and its record."""
+        from experiments.run_folder import Outcome
+
+        model, tokenizer, record = self.train(folder.path)
+        frame = curve_frame(record["curve"])
+        folder.finish(frame, figures={"curve": training_figure(frame)})
+        final = record["curve"][-1]
+        return Outcome(
+            headline=(
+                f"validation loss {final['validation_loss']:.3f} nat after "
+                f"{record['tokens_seen']:,} tokens; best head matches prefixes with "
+                f"{final['prefix_matching']:.2f}"
+            ),
+            extra={"model": str(folder.path / "model")},
+        )
+
+    def train(self, path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, Any]]:
+        """Everything but the run folder's bookkeeping: works in `path`, resumes what it finds."""
+        from tqdm import tqdm
+
+        trainer, tokenizer, rows, held_out, facts = self._prepare(path)
+        if trainer.resume():
+            tqdm.write(f"resuming at step {trainer.step:,} of {self.steps:,}", file=_stderr())
+        every = max(1, self.steps // 40)
+        bar = tqdm(
+            total=self.steps * self.batch * self.context,
+            initial=trainer.tokens,
+            unit="tok",
+            unit_scale=True,
+            desc="pretrain",
+            file=_stderr(),
+        )
+        mean_loss = None
+        for loss in trainer.run():
+            mean_loss = loss if mean_loss is None else 0.98 * mean_loss + 0.02 * loss
+            bar.update(self.batch * self.context)
+            bar.set_postfix(loss=f"{mean_loss:.3f}", refresh=False)
+            if trainer.step % every == 0 and trainer.step < self.steps:
+                self._measure(trainer, tokenizer, held_out, VALIDATION_TOKENS)
+        bar.close()
+        model = _rounded(trainer.model)
+        if not trainer.rows or trainer.rows[-1]["step"] < self.steps:
+            self._measure(trainer, tokenizer, held_out, None)
+            trainer.save()
+        record = self._record(trainer, rows, facts)
+        _write_model(model, tokenizer, record, path / "model", held_out, facts)
+        return model, tokenizer, record
+
+    def _prepare(
+        self, path: Path
+    ) -> tuple[Trainer, PreTrainedTokenizerBase, Rows, Tensor, dict[str, Any]]:
+        import torch
+        from transformers import OPTConfig, OPTForCausalLM
+
+        from experiments import corpora, tokens, training
+
+        corpus = corpora.load_corpus(self.corpus, seed=0)
+        tokenizer = tokens.train_tokenizer(
+            [d.text for d in corpus.train], self.vocab, path / "model"
+        )
+        bos = int(tokenizer.convert_tokens_to_ids(tokens.BOS))
+        stream = tokens.token_stream(corpus.train, tokenizer)
+        rows = tokens.Rows(
+            stream,
+            self.context,
+            self.batch,
+            self.seed,
+            self.repeated_share,
+            bos,
+            len(tokens.SPECIAL),
+            len(tokenizer),
+        )
+        held_out = torch.from_numpy(
+            tokens.token_stream(corpus.validation, tokenizer).astype("int64")
+        )
+        if len(held_out) < self.context:
+            raise ValueError(
+                f"corpus {self.corpus} keeps {len(held_out)} tokens for validation: "
+                f"give more text, or a --context below {self.context}"
+            )
+        device = torch.device(
+            ("cuda" if torch.cuda.is_available() else "cpu")
+            if self.device == "auto"
+            else self.device
+        )
+        torch.manual_seed(self.seed)
+        config = OPTConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=self.d_model,
+            word_embed_proj_dim=self.d_model,
+            ffn_dim=4 * self.d_model,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.heads,
+            max_position_embeddings=self.context,
+            dropout=0.0,
+            attention_dropout=0.0,
+            layerdrop=0.0,
+            bos_token_id=bos,
+            eos_token_id=bos,
+            pad_token_id=int(tokenizer.convert_tokens_to_ids(tokens.PAD)),
+        )
+        model = OPTForCausalLM(config).to(device)
+        facts = {
+            "corpus": {
+                "name": corpus.name,
+                "sha256": corpus.digest,
+                "train_files": len(corpus.train),
+                "validation_files": [d.path for d in corpus.validation],
+                "characters": corpus.characters,
+            },
+            "train_tokens_sha256": tokens.digest(stream),
+            "unique_tokens_in_corpus": len(stream),
+            "parameters": sum(p.numel() for p in model.parameters()),
+        }
+        identity = {
+            "study": {
+                k: v
+                for k, v in dataclasses.asdict(self).items()
+                if k not in ("runs", "precision", "device")
+            },
+            "train_tokens_sha256": facts["train_tokens_sha256"],
+        }
+        trainer = training.Trainer(
+            model,
+            lambda step: rows.at(step, self.row(step)),
+            training.Schedule(self.rate, self.steps, self.warmup),
+            path / "checkpoint.safetensors",
+            identity,
+            device,
+            autocast=torch.bfloat16 if self._precision(path, device) == "bfloat16" else None,
+        )
+        return trainer, tokenizer, rows, held_out, facts
+
+    def _precision(self, path: Path, device: Any) -> str:
+        """The run's precision: measured once, then kept, since a resumed run must not change it."""
+        from experiments.training import fastest_precision
+
+        kept = path / "precision.txt"
+        if self.precision != "auto":
+            return self.precision
+        if not kept.exists():
+            kept.write_text(fastest_precision(device, self.d_model))
+        return kept.read_text()
+
+    def _measure(
+        self,
+        trainer: Trainer,
+        tokenizer: PreTrainedTokenizerBase,
+        held_out: Tensor,
+        limit: int | None,
+    ) -> None:
+        """Append one row of measurements, on the weights as they will be saved."""
+        model = _rounded(trainer.model)
+        trainer.rows.append(
+            {
+                "step": trainer.step,
+                "tokens": trainer.tokens,
+                "seconds": trainer.seconds,
+                **measurements(model, tokenizer, held_out, self.context, limit),
+            }
+        )
+
+    def _record(self, trainer: Trainer, rows: Rows, facts: dict[str, Any]) -> dict[str, Any]:
+        import platform
+        import sys
+        from importlib.metadata import version
+
+        import torch
+
+        epochs = rows.epochs(self.steps)
+        return {
+            "command": "ablate pretrain " + " ".join(changed_options(self)),
+            "python": sys.version.split()[0],
+            "platform": platform.platform(),
+            "versions": {p: version(p) for p in ("torch", "transformers", "tokenizers", "numpy")},
+            "threads": torch.get_num_threads(),
+            "device": str(trainer.device),
+            "precision": "bfloat16" if trainer.autocast is not None else "float32",
+            "saved_dtype": "bfloat16",
+            "seed": self.seed,
+            "tokens_seen": trainer.tokens,
+            "unique_tokens": min(
+                facts["unique_tokens_in_corpus"], trainer.tokens
+            ),
+            "epochs": epochs,
+            "seconds": trainer.seconds,
+            "training_mix": (
+                f"{1 - self.repeated_share:.0%} windows of the corpus, {self.repeated_share:.0%} "
+                "rows of one repeated span of 8 to row/2 tokens (half corpus text, half uniformly "
+                f"random tokens); rows of {self.short_rows} tokens for the first "
+                f"{self.short_share:.0%} of the steps, {self.context} after"
+            ),
+            **facts,
+            "curve": trainer.rows,
+        }
+
+
+def measurements(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    held_out: Tensor,
+    context: int,
+    limit: int | None,
+) -> dict[str, float]:
+    """Held-out loss and what in-context copying there is (nats; scores in [0, 1]).
+
+    validation_loss: mean next-token loss over held-out windows (at most `limit` tokens).
+    early_loss, late_loss: mean loss at positions 20–60 and 400–500 of those windows.
+    first_copy_loss, second_copy_loss: on random tokens repeated, lengths 25 … context/4.
+    prefix_matching: the best head's score; layer0_prefix_matching: the best of layer 0.
+    """
+    import torch
+
+    from probes.attention import attention_mass, induction_targets
+    from probes.loss import loss_by_position, windows
+    from probes.sequences import ordinary_tokens, repeated_random_tokens, spread_lengths
+
+    bos = int(tokenizer.convert_tokens_to_ids("</s>"))
+    rows = windows(held_out, context, bos=bos, limit=limit and max(1, limit // context))
+    losses = loss_by_position(model, rows)
+    result = {
+        "validation_loss": float(losses.mean()),
+        "early_loss": float(losses[:, EARLY[0] : EARLY[1]].mean()),
+    }
+    if context > LATE[1]:
+        result["late_loss"] = float(losses[:, LATE[0] : LATE[1]].mean())
+    generator = torch.Generator().manual_seed(0)
+    scores, first, second = [], [], []
+    for length in spread_lengths(25, max(25, context // 4 - 1), 8):
+        tokens = repeated_random_tokens(
+            ordinary_tokens(tokenizer), length, repeats=3, count=2, bos=bos, generator=generator
+        )
+        copies = loss_by_position(model, tokens)
+        first.append(copies[:, :length].mean())
+        second.append(copies[:, length : 2 * length].mean())
+        with _eager(model), torch.no_grad():
+            tokens = tokens.to(next(model.parameters()).device)
+            patterns = model(tokens, use_cache=False, output_attentions=True).attentions
+            targets = induction_targets(tokens)
+            scores.append(torch.stack([attention_mass(p, targets).mean(0) for p in patterns]))
+    by_head = torch.stack(scores).mean(0)
+    return result | {
+        "first_copy_loss": float(torch.stack(first).mean()),
+        "second_copy_loss": float(torch.stack(second).mean()),
+        "prefix_matching": float(by_head.max()),
+        "layer0_prefix_matching": float(by_head[0].max()),
+    }
+
+
+def curve_frame(curve: list[dict[str, float]]) -> pd.DataFrame:
+    """The training curve as tidy rows: step, tokens, metric, value."""
+    import pandas as pd
+
+    wide = pd.DataFrame(curve).drop(columns="seconds")
+    return wide.melt(id_vars=["step", "tokens"], var_name="metric", value_name="value")
+
+
+def changed_options(study: Pretraining) -> list[str]:
+    """The command-line options that differ from the defaults, run root left out."""
+    options = []
+    for field in dataclasses.fields(study):
+        value = getattr(study, field.name)
+        if field.name != "runs" and value != field.default:
+            options += [f"--{field.name.replace('_', '-')}", str(value)]
+    return options
+
+
+def _write_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    record: dict[str, Any],
+    folder: Path,
+    held_out: Tensor,
+    facts: dict[str, Any],
+) -> None:
+    """The Hugging Face folder, in bf16, with its record and its held-out tokens."""
+    import torch
+
+    from experiments.tokens import dumps, save_stream
+
+    model.to(torch.bfloat16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    save_stream(
+        held_out.numpy().astype("uint16"),
+        folder / "validation.safetensors",
+        corpus_sha256=facts["corpus"]["sha256"],
+    )
+    (folder / "training.json").write_text(dumps(record))
+
+
+def _rounded(model: Any) -> PreTrainedModel:
+    """A copy in evaluation mode whose weights went through bf16, as the saved ones do."""
+    import copy
+
+    import torch
+
+    return copy.deepcopy(model).to(torch.bfloat16).to(torch.float32).eval()
+
+
+@contextmanager
+def _eager(model: PreTrainedModel) -> Iterator[None]:
+    """Attention weights exist only under eager attention."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
+
+
+def _stderr() -> Any:
+    import sys
+
+    return sys.stderr

@@ -1,0 +1,1 @@
+"""Measure a model, ablated or not: every function takes a model and returns tidy numbers."""
