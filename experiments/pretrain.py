@@ -282,9 +282,7 @@ class Pretraining:
             "saved_dtype": "bfloat16",
             "seed": self.seed,
             "tokens_seen": trainer.tokens,
-            "unique_tokens": min(
-                facts["unique_tokens_in_corpus"], trainer.tokens
-            ),
+            "unique_tokens": min(facts["unique_tokens_in_corpus"], trainer.tokens),
             "epochs": epochs,
             "seconds": trainer.seconds,
             "training_mix": (
@@ -329,7 +327,8 @@ def measurements(
         result["late_loss"] = float(losses[:, LATE[0] : LATE[1]].mean())
     generator = torch.Generator().manual_seed(0)
     scores, first, second = [], [], []
-    for length in spread_lengths(25, max(25, context // 4 - 1), 8):
+    longest = context // 4 - 1  # three copies and BOS fit
+    for length in spread_lengths(min(25, longest), longest, 8):
         tokens = repeated_random_tokens(
             ordinary_tokens(tokenizer), length, repeats=3, count=2, bos=bos, generator=generator
         )

@@ -76,14 +76,14 @@ def train_tokenizer(texts: Sequence[str], vocab: int, folder: Path) -> PreTraine
 
 def token_stream(
     documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase
-) -> Int[np.ndarray, "pos"]:
+) -> Int[np.ndarray, "token"]:
     """All documents as one uint16 stream, each opened by `</s>`."""
     assert len(tokenizer) <= 2**16
     encoded = tokenizer([document.text for document in documents], verbose=False)["input_ids"]
     return np.concatenate([np.asarray(ids, dtype=np.uint16) for ids in encoded])
 
 
-def digest(stream: Int[np.ndarray, "pos"]) -> str:
+def digest(stream: Int[np.ndarray, "token"]) -> str:
     """SHA-256 of a token stream."""
     return hashlib.sha256(stream.tobytes()).hexdigest()
 
@@ -103,7 +103,7 @@ class Rows:
         vocab: number of ids.
     """
 
-    stream: Int[np.ndarray, "pos"]
+    stream: Int[np.ndarray, "token"]
     context: int
     batch: int
     seed: int
@@ -140,18 +140,16 @@ class Rows:
         rows[:, 0] = self.bos
         return torch.from_numpy(rows)
 
-    def _window(self, index: int) -> Int[np.ndarray, "pos"]:
+    def _window(self, index: int) -> Int[np.ndarray, "token"]:
         epoch, index = divmod(index, self.windows)
         order, shift = _epoch_order(self.seed, epoch, self.windows, self.context)
         start = int(order[index]) * self.context + shift
         return self.stream[start : start + self.context]
 
     def _repeat_span(
-        self, row: Int[np.ndarray, "pos"], generator: np.random.Generator
-    ) -> Int[np.ndarray, "pos"]:
-        length = int(
-            math.exp(generator.uniform(math.log(SHORTEST_SPAN), math.log(len(row) // 2)))
-        )
+        self, row: Int[np.ndarray, "token"], generator: np.random.Generator
+    ) -> Int[np.ndarray, "token"]:
+        length = int(math.exp(generator.uniform(math.log(SHORTEST_SPAN), math.log(len(row) // 2))))
         prefix = int(generator.integers(1, len(row) // 4))
         if generator.random() < 0.5:
             ids = np.arange(self.ordinary, self.vocab)
@@ -177,14 +175,14 @@ def _epoch_order(
     return _ORDERS[key]
 
 
-def save_stream(stream: Int[np.ndarray, "pos"], path: Path, **notes: str) -> None:
+def save_stream(stream: Int[np.ndarray, "token"], path: Path, **notes: str) -> None:
     """Keep a token stream as safetensors, with notes in its header."""
     from safetensors.numpy import save_file
 
     save_file({"tokens": stream}, path, metadata={**notes, "sha256": digest(stream)})
 
 
-def load_stream(path: Path) -> tuple[Int[np.ndarray, "pos"], dict[str, str]]:
+def load_stream(path: Path) -> tuple[Int[np.ndarray, "token"], dict[str, str]]:
     """The stream kept by `save_stream`, and its notes. ValueError when the file was altered."""
     from safetensors import safe_open
 

@@ -12,7 +12,6 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 
-
 @torch.no_grad()
 def loss_by_position(
     model: nn.Module, tokens: Int[Tensor, "example pos"], *, batch_tokens: int = 8192
@@ -34,7 +33,7 @@ def loss_by_position(
 
 
 def windows(
-    stream: Int[Tensor, "pos"], context: int, *, bos: int, limit: int | None = None
+    stream: Int[Tensor, "token"], context: int, *, bos: int, limit: int | None = None
 ) -> Int[Tensor, "example pos"]:
     """Consecutive windows of `context` tokens whose first token is replaced by BOS."""
     count = len(stream) // context

@@ -1,0 +1,136 @@
+r"""Which heads, FFNs and mixers would the loss miss first, from one forward and one backward?
+
+Every component's output is multiplied by a gate ξ = 1, one per example and token. With frozen
+weights, one backward of the loss gives every ∂L/∂ξ at once; for a head it equals Σ_d z·∂L/∂z
+(Michel et al. 2019, eq. 3; Bansal et al. 2023, eq. 8). Two conventions are in use:
+
+- ``gate``: \|Σ_t ∂L/∂ξ_t\|, the effect of one gate for the whole sequence, to first order;
+- ``token``: Σ_t \|∂L/∂ξ_t\|, the sum over tokens of absolute effects (the code of Bansal et al.).
+
+The score of a component is the mean over examples of either, in nats per example: the loss of an
+example is its own mean over its label tokens, so no score depends on the batch size. Where it
+misleads: a saturated component (a head so sure of itself that its gradient vanishes) scores 0 and
+still matters; leave-one-out is the check.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ablate.components import Component
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from ablate.hooked import HookedModel
+
+Convention = Literal["gate", "token"]
+Batch = TypeVar("Batch")
+
+
+@dataclass(frozen=True)
+class Importance:
+    """First-order effects of every component on every example, in nats.
+
+    Attributes:
+        components: the columns, in the model's order.
+        gate: ∂L/∂ξ of one gate for the whole sequence, signed; [example, component], fp32.
+        token: Σ_t |∂L/∂ξ_t|; [example, component], fp32.
+    """
+
+    components: tuple[Component, ...]
+    gate: Float[Tensor, "example component"]
+    token: Float[Tensor, "example component"]
+
+    def scores(self, convention: Convention = "gate") -> dict[Component, float]:
+        """Mean over examples of each component's absolute effect."""
+        means = self._effects(convention).mean(0).tolist()
+        return dict(zip(self.components, means, strict=True))
+
+    def frame(self) -> pd.DataFrame:
+        """Tidy rows: component, kind, stack, layer, convention, metric, value, stderr."""
+        import pandas as pd
+
+        rows = []
+        for convention in ("gate", "token"):
+            effects = self._effects(convention)
+            means = effects.mean(0).tolist()
+            # The standard error of one example is unknown, not zero.
+            spreads = (effects.std(0) / len(effects) ** 0.5).tolist()
+            for component, mean, spread in zip(self.components, means, spreads, strict=True):
+                rows.append(
+                    {
+                        "component": str(component),
+                        "kind": type(component).__name__,
+                        "stack": component.stack,
+                        "layer": component.layer,
+                        "convention": convention,
+                        "metric": "importance",
+                        "value": mean,
+                        "stderr": spread,
+                    }
+                )
+        return pd.DataFrame(rows)
+
+    def _effects(self, convention: Convention) -> Float[Tensor, "example component"]:
+        return self.gate.abs() if convention == "gate" else self.token
+
+
+def gradient_importance(
+    model: HookedModel,
+    batches: Iterable[Batch],
+    losses: Callable[[Batch], Float[Tensor, "example"]],
+) -> Importance:
+    """∂L/∂ξ of every head, FFN and mixer, for every example of `batches`.
+
+    Args:
+        model: the wrapped model; its weights get no gradients, and masks already in force count.
+        batches: whatever `losses` accepts.
+        losses: a batch → the loss of each of its examples, [example], differentiable; it calls
+            the model as often as it likes, always with its examples along the first axis.
+
+    Raises ValueError when a loss is not finite (with the example's number).
+    """
+    gates, tokens = [], []
+    count = 0
+    for batch in batches:
+        with _frozen(model), torch.enable_grad(), model.token_gates() as leaves:
+            loss = losses(batch)
+            if not torch.isfinite(loss).all():
+                bad = count + int((~torch.isfinite(loss)).nonzero()[0])
+                raise ValueError(
+                    f"the loss of example {bad} is {float(loss[bad - count])}: importance needs "
+                    "finite losses; check the weights and the dtype (float16 overflows)"
+                )
+            loss.sum().backward()
+        signed, absolute = [], []
+        for site in model.sites:
+            # [batch, pos, width] per forward; a scorer may call the model more than once.
+            grads = [leaf.grad.float() for leaf in leaves[site.name] if leaf.grad is not None]
+            signed.append(sum((g.sum(1).cpu() for g in grads), torch.zeros(1, site.width)))
+            absolute.append(sum((g.abs().sum(1).cpu() for g in grads), torch.zeros(1, site.width)))
+        gates.append(torch.cat([s.expand(len(loss), -1) for s in signed], dim=1))
+        tokens.append(torch.cat([a.expand(len(loss), -1) for a in absolute], dim=1))
+        count += len(loss)
+    if not count:
+        raise ValueError("importance of no examples asked for: give at least one batch")
+    return Importance(model.components, torch.cat(gates), torch.cat(tokens))
+
+
+@contextmanager
+def _frozen(model: HookedModel) -> Iterator[None]:
+    """No weight asks for a gradient inside: half the backward, and no copy of the weights."""
+    asking = [p for p in model.model.parameters() if p.requires_grad]
+    for parameter in asking:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in asking:
+            parameter.requires_grad_(True)

@@ -1,0 +1,71 @@
+"""In what order do components go, and how far can it go before something is lost?
+
+A ranking is a tuple of components, least important first. Removing a share f of N components
+removes the first ⌊f·N⌋ of them (Bansal et al. 2023, §4.3), so the masks of one ranking are
+nested. Beside every ranking that claims to know something stand two that do not: a random order,
+and the size of the weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from ablate.components import Component
+from ablate.masks import Mask
+
+if TYPE_CHECKING:
+    from ablate.hooked import HookedModel
+
+Ranking = tuple[Component, ...]
+
+
+def ranked(scores: Mapping[Component, float]) -> Ranking:
+    """Components by ascending score; equal scores keep the model's order (as given)."""
+    for component, score in scores.items():
+        if not math.isfinite(score):
+            raise ValueError(f"the score of {component} is {score}: a ranking needs finite scores")
+    return tuple(sorted(scores, key=lambda component: scores[component]))
+
+
+def random_ranking(components: Sequence[Component], generator: torch.Generator) -> Ranking:
+    """A uniformly random order of `components`."""
+    order = torch.randperm(len(components), generator=generator).tolist()
+    return tuple(components[i] for i in order)
+
+
+def nested_masks(ranking: Ranking, fractions: Sequence[float]) -> list[Mask]:
+    """The mask of the first ⌊f·N⌋ components for every f. ValueError for f outside [0, 1]."""
+    return [Mask(ranking[: removed_count(len(ranking), fraction)]) for fraction in fractions]
+
+
+def removed_count(components: int, fraction: float) -> int:
+    """⌊f·N⌋, read as decimals: 0.7 of 10 is 7, whatever binary makes of 0.7."""
+    if not 0 <= fraction <= 1:
+        raise ValueError(f"share {fraction} to remove asked for: give one in [0, 1]")
+    return math.floor(round(fraction * components, 9))
+
+
+def removable(
+    counts: Sequence[int], accuracies: Sequence[float], *, tolerance: float = 0.02
+) -> int:
+    """The largest count before the curve first falls more than `tolerance` below its start.
+
+    `counts` ascend and begin with the unablated model's 0. A curve that comes back up after it
+    fell does not count again: the answer is what can go safely, not where luck returned.
+    """
+    if not counts or counts[0] != 0 or len(counts) != len(accuracies):
+        raise ValueError(
+            f"a curve of {len(accuracies)} accuracies at counts {list(counts)[:3]}…: "
+            "give one accuracy a count, the first for 0 removed"
+        )
+    safe = 0
+    for count, accuracy in zip(counts, accuracies, strict=True):
+        # Accuracies are means of finitely many 0s and 1s: forgive their rounding, not a point.
+        if accuracies[0] - accuracy > tolerance + 1e-9:
+            break
+        safe = count
+    return safe
