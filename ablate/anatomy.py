@@ -1,0 +1,445 @@
+"""Where does each architecture keep its blocks, output projections, FFNs, mixers and head?
+
+One declarative row per family, dotted paths only. A branch of a block ends in the place where it
+can be cut without touching the residual stream:
+
+    head, mixer   the *input* of the output projection: z (split into heads) or ssm_out
+    FFN           the *output* of the last module before the residual is added
+
+so a new family is one row. Paths of a stack are relative to the base model (`OPTModel` inside
+`OPTForCausalLM`), paths inside a block relative to the block, `lm_head` to the whole model; a path
+that a given model does not have (no final norm, no head, an attention-free layer) is skipped.
+Head counts are counted from the widths of each layer's own modules.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from torch import nn
+
+from ablate.components import FFN, Component, Head, Mixer, Stack
+
+Kind = Literal["head", "ffn", "mixer"]
+
+
+class UnknownArchitecture(ValueError):
+    """No row of `FAMILIES` describes this model."""
+
+
+class HasModules(Protocol):
+    """Any torch module; Hugging Face models also carry `config` and `base_model_prefix`."""
+
+    def get_submodule(self, target: str) -> nn.Module: ...
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Where one attention lives inside a block."""
+
+    module: str
+    """The attention module, whose output carries the pattern."""
+    out: str
+    """The output projection W_O; its input is z."""
+    d_head: str | int = "head_dim"
+    """Attribute of `module` that holds the width of one head, or the width itself."""
+    q: str = ""
+    k: str = ""
+    v: str = ""
+    """Separate projections, where the family has them."""
+    qkv: str = ""
+    """The fused projection, where it has that."""
+    layout: Literal["separate", "thirds", "grouped"] = "separate"
+    """Order of the fused output: `thirds` is all q, all k, all v; `grouped` is, for each key/value
+    head, its query heads, then k, then v (one query head per group: NeoX's and Bloom's q k v)."""
+    pattern: int = 1
+    """Place of the attention pattern in the output of `module` under eager attention."""
+    pattern_on_request: bool = False
+    """The pattern is returned only to a call with output_attentions=True."""
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """One stack of blocks and what stands before and behind it."""
+
+    path: str
+    """The ModuleList of blocks."""
+    attention: Attention | None = None
+    cross: Attention | None = None
+    ffn: str = ""
+    """Module whose output is the FFN branch."""
+    mixer: str = ""
+    """Output projection of the SSM."""
+    embeddings: tuple[str, ...] = ()
+    """Token embedding first, then position, type and norm modules."""
+    project_in: str = ""
+    final_norm: str = ""
+    project_out: str = ""
+    stack: Stack = ""
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """One family: its stacks and its language-model head. Pass your own as `anatomy=`."""
+
+    family: str
+    stacks: tuple[Blocks, ...]
+    lm_head: str = "lm_head"
+
+
+@dataclass(frozen=True)
+class Site:
+    """One gateable place in a loaded model."""
+
+    name: str
+    """TransformerLens' name, such as `blocks.3.attn.hook_z`."""
+    path: str
+    """Dotted path of the hooked module in the model."""
+    where: Literal["input", "output"]
+    layer: int
+    stack: Stack
+    kind: Kind
+    width: int
+    """Number of gates: heads of an attention, 1 for an FFN or a mixer."""
+    d_head: int = 0
+    """Width of one head (of the whole ssm_out for a mixer); 0 for an FFN."""
+    kv_groups: int = 0
+    """Number of key/value heads; 0 where there are none."""
+    block: str = ""
+    """Dotted path of the block this site is in."""
+    attention: str = ""
+    """Dotted path of the attention module, for heads."""
+
+    @property
+    def components(self) -> tuple[Component, ...]:
+        """What the gates of this site switch, in order."""
+        match self.kind:
+            case "head":
+                return tuple(Head(self.layer, h, self.stack) for h in range(self.width))
+            case "ffn":
+                return (FFN(self.layer, self.stack),)
+            case "mixer":
+                return (Mixer(self.layer, self.stack),)
+
+
+def _separate(module: str, out: str) -> Attention:
+    q, k, v = (f"{module}.{name}_proj" for name in "qkv")
+    return Attention(module, f"{module}.{out}", q=q, k=k, v=v)
+
+
+_SELF_ATTN = _separate("self_attn", "o_proj")
+_SELF_ATTN_OUT = _separate("self_attn", "out_proj")
+_BERT_ATTENTION = Attention(
+    "attention.self",
+    "attention.output.dense",
+    "attention_head_size",
+    q="attention.self.query",
+    k="attention.self.key",
+    v="attention.self.value",
+)
+
+
+def _llama(
+    family: str,
+    attention: Attention = _SELF_ATTN,
+    ffn: str = "mlp",
+    mixer: str = "",
+    final_norm: str = "norm",
+) -> Anatomy:
+    """Llama's layout, which most later decoders keep."""
+    blocks = Blocks(
+        "layers",
+        attention,
+        ffn=ffn,
+        mixer=mixer,
+        embeddings=("embed_tokens",),
+        final_norm=final_norm,
+    )
+    return Anatomy(family, (blocks,))
+
+
+def _hybrid(family: str) -> Anatomy:
+    """Llama's layout with an SSM beside or instead of some attentions."""
+    return _llama(family, _SELF_ATTN, "feed_forward", "mamba.out_proj", "final_layernorm")
+
+
+def _bert(family: str, lm_head: str) -> Anatomy:
+    """BERT: the FFN branch is output.dense, before the residual is added and normed."""
+    names = ("word_embeddings", "position_embeddings", "token_type_embeddings", "LayerNorm")
+    blocks = Blocks(
+        "encoder.layer",
+        _BERT_ATTENTION,
+        ffn="output.dense",
+        embeddings=tuple(f"embeddings.{name}" for name in names),
+    )
+    return Anatomy(family, (blocks,), lm_head)
+
+
+def _t5_attention(module: str) -> Attention:
+    q, k, v = (f"{module}.{name}" for name in "qkv")
+    return Attention(module, f"{module}.o", "key_value_proj_dim", q=q, k=k, v=v, pattern=2)
+
+
+def _t5(stack: Stack, cross: Attention | None, ffn: str) -> Blocks:
+    return Blocks(
+        f"{stack}.block",
+        _t5_attention("layer.0.SelfAttention"),
+        cross,
+        ffn=ffn,
+        embeddings=(f"{stack}.embed_tokens",),
+        final_norm=f"{stack}.final_layer_norm",
+        stack=stack,
+    )
+
+
+def _bart(stack: Stack, cross: Attention | None) -> Blocks:
+    names = ("embed_tokens", "embed_positions", "layernorm_embedding")
+    return Blocks(
+        f"{stack}.layers",
+        _SELF_ATTN_OUT,
+        cross,
+        ffn="fc2",
+        embeddings=tuple(f"{stack}.{name}" for name in names),
+        stack=stack,
+    )
+
+
+def _mamba(family: str) -> Anatomy:
+    blocks = Blocks(
+        "layers", mixer="mixer.out_proj", embeddings=("embeddings",), final_norm="norm_f"
+    )
+    return Anatomy(family, (blocks,))
+
+
+_OPT = Blocks(
+    "decoder.layers",
+    _SELF_ATTN_OUT,
+    ffn="fc2",
+    embeddings=("decoder.embed_tokens", "decoder.embed_positions"),
+    project_in="decoder.project_in",
+    final_norm="decoder.final_layer_norm",
+    project_out="decoder.project_out",
+)
+_GPT2 = Blocks(
+    "h",
+    Attention("attn", "attn.c_proj", qkv="attn.c_attn", layout="thirds"),
+    ffn="mlp",
+    embeddings=("wte", "wpe"),
+    final_norm="ln_f",
+)
+_NEOX = Blocks(
+    "layers",
+    Attention(
+        "attention",
+        "attention.dense",
+        "head_size",
+        qkv="attention.query_key_value",
+        layout="grouped",
+    ),
+    ffn="mlp",
+    embeddings=("embed_in",),
+    final_norm="final_layer_norm",
+)
+_FUSED = Attention(
+    "self_attention",
+    "self_attention.dense",
+    qkv="self_attention.query_key_value",
+    layout="grouped",
+)
+_BLOOM = Blocks(
+    "h",
+    _FUSED,
+    ffn="mlp.dense_4h_to_h",  # BloomMLP adds the residual itself
+    embeddings=("word_embeddings", "word_embeddings_layernorm"),
+    final_norm="ln_f",
+)
+_FALCON = Blocks(
+    "h",
+    Attention(
+        _FUSED.module,
+        _FUSED.out,
+        qkv=_FUSED.qkv,
+        layout="grouped",
+        pattern_on_request=True,
+    ),
+    ffn="mlp",
+    embeddings=("word_embeddings",),
+    final_norm="ln_f",
+)
+FAMILIES: dict[str, Anatomy] = {
+    row.family: row
+    for row in (
+        Anatomy("opt", (_OPT,)),
+        Anatomy("gpt2", (_GPT2,)),
+        Anatomy("gpt_neox", (_NEOX,)),
+        Anatomy("bloom", (_BLOOM,)),
+        Anatomy("falcon", (_FALCON,)),
+        *map(
+            _llama,
+            ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "mixtral"),
+        ),
+        _llama("phi", _separate("self_attn", "dense"), final_norm="final_layernorm"),
+        _bert("bert", "cls"),
+        _bert("roberta", "lm_head"),
+        Anatomy(
+            "t5",
+            (
+                _t5("encoder", None, "layer.1.DenseReluDense"),
+                _t5("decoder", _t5_attention("layer.1.EncDecAttention"), "layer.2.DenseReluDense"),
+            ),
+        ),
+        Anatomy(
+            "bart",
+            (_bart("encoder", None), _bart("decoder", _separate("encoder_attn", "out_proj"))),
+        ),
+        *map(_mamba, ("mamba", "mamba2", "falcon_mamba")),
+        _hybrid("falcon_h1"),
+        _hybrid("jamba"),
+        _hybrid("bamba"),
+    )
+}
+"""model_type of a Hugging Face config -> its row."""
+
+
+def anatomy_of(hf_model: nn.Module) -> Anatomy:
+    """The row that describes `hf_model`, found by its config's model_type.
+
+    Raises UnknownArchitecture, which lists what is known and shows `anatomy=`.
+    """
+    config = getattr(hf_model, "config", None)
+    family = getattr(config, "model_type", None) or type(hf_model).__name__
+    if family not in FAMILIES:
+        raise UnknownArchitecture(
+            f"no anatomy for {family!r} ({type(hf_model).__name__}): known are "
+            f"{', '.join(sorted(FAMILIES))}; for another pass anatomy=Anatomy({family!r}, "
+            "(Blocks('layers', Attention('self_attn', 'self_attn.o_proj'), ffn=('mlp',)),))"
+        )
+    return FAMILIES[family]
+
+
+def base_path(hf_model: nn.Module, path: str) -> str:
+    """Dotted path from `hf_model` of a path given relative to its base model."""
+    prefix = getattr(hf_model, "base_model_prefix", "")
+    return f"{prefix}.{path}" if prefix and hasattr(hf_model, prefix) else path
+
+
+def find(module: HasModules, path: str) -> nn.Module | None:
+    """The submodule at a dotted path, or None where this model has none there."""
+    try:
+        return module.get_submodule(path) if path else None
+    except AttributeError:
+        return None
+
+
+def _width(module: nn.Module, side: Literal["in", "out"]) -> int:
+    """Input or output width of a linear map; GPT-2's Conv1D calls them nx and nf."""
+    for name in ("in_features", "nx") if side == "in" else ("out_features", "nf"):
+        if isinstance(width := getattr(module, name, None), int):
+            return width
+    raise UnknownArchitecture(
+        f"{type(module).__name__} is not a projection: it has no {side}_features"
+    )
+
+
+def _head_counts(block: nn.Module, row: Attention) -> tuple[int, int, int]:
+    """(query heads, key/value heads, d_head) of one attention, from the widths of its modules."""
+    module, out = block.get_submodule(row.module), block.get_submodule(row.out)
+    d_head = row.d_head if isinstance(row.d_head, int) else getattr(module, row.d_head)
+    heads, rest = divmod(_width(out, "in"), d_head)
+    if rest:
+        raise UnknownArchitecture(
+            f"{row.out} takes {_width(out, 'in')} inputs, no multiple of d_head {d_head}: "
+            "give the attention's own d_head in anatomy="
+        )
+    if row.qkv:
+        groups = (_width(block.get_submodule(row.qkv), "out") // d_head - heads) // 2
+    elif row.k:
+        groups = _width(block.get_submodule(row.k), "out") // d_head
+    else:
+        groups = heads
+    return heads, groups, d_head
+
+
+def block_name(stack: Stack, layer: int) -> str:
+    """TransformerLens' name of a block: blocks.3, encoder_blocks.3 or decoder_blocks.3."""
+    return {"": "", "encoder": "encoder_", "decoder": "decoder_", "cross": "decoder_"}[
+        stack
+    ] + f"blocks.{layer}"
+
+
+def _block_sites(row: Blocks, layer: int, path: str, block: nn.Module) -> list[Site]:
+    name, found = block_name(row.stack, layer), []
+    parts: tuple[tuple[Attention | None, str, Stack], ...] = (
+        (row.attention, "self_attn" if row.cross else "attn", row.stack),
+        (row.cross, "cross_attn", "cross"),
+    )
+    for attention, part, stack in parts:
+        if attention is None or find(block, attention.out) is None:
+            continue
+        heads, groups, d_head = _head_counts(block, attention)
+        found.append(
+            Site(
+                name=f"{name}.{part}.hook_z",
+                path=f"{path}.{attention.out}",
+                where="input",
+                layer=layer,
+                stack=stack,
+                kind="head",
+                width=heads,
+                d_head=d_head,
+                kv_groups=groups,
+                block=path,
+                attention=f"{path}.{attention.module}",
+            )
+        )
+    if (out := find(block, row.mixer)) is not None:
+        found.append(
+            Site(
+                name=f"{name}.mixer.hook_ssm_out",
+                path=f"{path}.{row.mixer}",
+                where="input",
+                layer=layer,
+                stack=row.stack,
+                kind="mixer",
+                width=1,
+                d_head=_width(out, "in"),
+                block=path,
+            )
+        )
+    if find(block, row.ffn) is not None:
+        found.append(
+            Site(
+                name=f"{name}.hook_mlp_out",
+                path=f"{path}.{row.ffn}",
+                where="output",
+                layer=layer,
+                stack=row.stack,
+                kind="ffn",
+                width=1,
+                block=path,
+            )
+        )
+    return found
+
+
+def sites(hf_model: nn.Module, anatomy: Anatomy | None = None) -> tuple[Site, ...]:
+    """Every gateable place of a loaded model, in the order of its blocks.
+
+    Raises UnknownArchitecture where no row fits, or a row finds nothing in this model.
+    """
+    row = anatomy or anatomy_of(hf_model)
+    found: list[Site] = []
+    for stack in row.stacks:
+        path = base_path(hf_model, stack.path)
+        blocks = find(hf_model, path)
+        if blocks is not None:
+            for layer, (name, block) in enumerate(blocks.named_children()):
+                found += _block_sites(stack, layer, f"{path}.{name}", block)
+    if not found:
+        raise UnknownArchitecture(
+            f"the anatomy of {row.family!r} finds no branch in {type(hf_model).__name__}: looked "
+            f"for blocks in {', '.join(base_path(hf_model, s.path) for s in row.stacks)}; "
+            "pass an anatomy= with this model's paths"
+        )
+    return tuple(found)
