@@ -1,0 +1,165 @@
+"""What exactly was asked of a study: its options, its local inputs, its command line, its hash.
+
+Two runs share a folder when everything that decides the result is equal: the study's name, its
+options, and the content of the local files that the options name. The root of the run folders
+decides nothing, and neither does a field declared with `metadata=NOT_HASHED` (a batch size, say).
+
+The options that several studies have are defined once, here: a study inherits `RunOptions`, or
+`ModelOptions` when it loads a model, and adds its own fields.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+NOT_HASHED: Mapping[str, bool] = {"hashed": False}
+"""Metadata of a dataclass field that changes the cost of a run and not its result."""
+
+CONTENT_LIMIT = 256 * 2**20
+"""Bytes up to which a local input is identified by content; above, by names, sizes and times."""
+
+ZOO = Path(__file__).parent.parent / "ablate" / "zoo"
+"""Where the bundled models are."""
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """The options every study has."""
+
+    seed: int = 0
+    """Of everything random in the study."""
+    runs: Path = Path("runs")
+    """Root of the run folders."""
+
+
+@dataclass(frozen=True)
+class ModelOptions(RunOptions):
+    """The options of every study that loads a model."""
+
+    model: str = "stdlib-opt"
+    """Bundled name, local folder or Hugging Face id."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Of the weights; auto takes float32 on a CPU and the checkpoint's own elsewhere."""
+    device_map: str | None = None
+    """As in transformers: auto, balanced, cpu, cuda:0, ...; None loads onto one device."""
+    limit: int | None = None
+    """Use at most this many examples of each task."""
+
+
+def options_of(study: Any) -> dict[str, Any]:
+    """The fields of a study that decide its result, as JSON values (paths and tuples written out).
+
+    `study` is a dataclass instance. Left out: `runs`, and fields with metadata NOT_HASHED.
+    """
+    return {
+        field.name: _plain(getattr(study, field.name))
+        for field in dataclasses.fields(study)
+        if field.name != "runs" and field.metadata.get("hashed", True)
+    }
+
+
+def config_of(name: str, study: Any) -> dict[str, Any]:
+    """The record that is hashed: study name, options, fingerprints of the local inputs they name."""
+    options = options_of(study)
+    inputs = {
+        value: fingerprint(path, besides=study.runs)
+        for value in sorted(_strings(options))
+        if (path := _local(value)) is not None
+    }
+    return {"study": name, "options": options, "inputs": inputs}
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
+    """Twelve hexadecimal digits of the SHA-256 of the config's JSON with sorted keys."""
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def command_line(name: str, study: Any) -> str:
+    """The command that runs this study: `ablate <name>` and the options that are not defaults."""
+    words = ["ablate", name]
+    for field in dataclasses.fields(study):
+        value = getattr(study, field.name)
+        if field.name == "runs" or value == _default(field):
+            continue
+        option = field.name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{option}" if value else f"--no-{option}")
+        else:
+            many = isinstance(value, (tuple, list))
+            words += [f"--{option}", *(str(v) for v in (value if many else [value]))]
+    return shlex.join(words)
+
+
+def fingerprint(path: Path, *, besides: Path | None = None) -> str:
+    """SHA-256 of a file, or of a folder's relative names and contents; hidden files are left out.
+
+    Above CONTENT_LIMIT bytes in all, sizes and modification times stand in for the contents.
+    Files under `besides` are not looked at (a runs folder inside the input would never repeat).
+    """
+    files = sorted(_files(path, besides and besides.resolve()))
+    stats = [file.stat() for file in files]
+    by_content = sum(stat.st_size for stat in stats) <= CONTENT_LIMIT
+    digest = hashlib.sha256()
+    for file, stat in zip(files, stats, strict=True):
+        name = file.relative_to(path).as_posix() if file != path else ""
+        digest.update(f"{name}\0{stat.st_size}\0".encode())
+        digest.update(file.read_bytes() if by_content else str(stat.st_mtime_ns).encode())
+    return digest.hexdigest()[:16]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, (tuple, list)):
+        return [_plain(v) for v in value]
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    return value
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for v in value.values():
+            yield from _strings(v)
+    elif isinstance(value, list):
+        for v in value:
+            yield from _strings(v)
+
+
+def _local(value: str) -> Path | None:
+    """The file or folder an option's value names, if it names one: bundled models come first."""
+    if not value or len(value) > 1000 or "\0" in value:
+        return None
+    candidates = (ZOO / value, Path(value)) if "/" not in value else (Path(value),)
+    return next((path for path in candidates if path.exists() and path != ZOO), None)
+
+
+def _files(path: Path, besides: Path | None) -> Iterator[Path]:
+    if path.is_file():
+        yield path
+        return
+    for child in path.iterdir():
+        hidden = child.name.startswith(".") or child.name == "__pycache__"
+        if hidden or (besides is not None and child.resolve() == besides):
+            continue
+        if child.is_dir():
+            yield from _files(child, besides)
+        elif child.is_file():
+            yield child
