@@ -143,7 +143,8 @@ def parse_component(text: str) -> Component:
             f"no component is written {text!r}: use L3H1 (head), L3G0 (key/value group), L5F (FFN) "
             "or L2M (mixer), with encoder., decoder. or cross. before it in two-stack models"
         )
-    stack, layer, head, group, ffn, _ = found.groups(default="")
+    written, layer, head, group, ffn, _ = found.groups(default="")
+    stack = next(stack for stack in STACKS if stack == written)
     if head:
         return Head(int(layer), int(head), stack)
     if group:

@@ -174,6 +174,9 @@ def tiny(
     """
     name, config_name, arguments = CONFIGS[family]
     config = getattr(hf, config_name)(**(arguments | changes))
+    # Families without an sdpa path (Mamba, Bloom) have eager only; Falcon cannot switch later.
+    sdpa = getattr(hf, name)._supports_sdpa
+    config._attn_implementation = attention if sdpa else "eager"
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = getattr(hf, name)(config)
@@ -183,9 +186,6 @@ def tiny(
                     parameter += 0.2 * torch.randn_like(parameter)
                 elif parameter.ndim >= 2 and not path.endswith(("A_log", "conv1d.weight")):
                     parameter.normal_(std=0.3)
-    # Families without an sdpa path (Mamba, Bloom) keep what they have.
-    if attention == "eager" or model._supports_sdpa:
-        model.set_attn_implementation(attention)
     model.config.architectures = [name]
     return model.to(dtype).eval()
 

@@ -1,0 +1,365 @@
+"""Gate, replace and read the branches of a Hugging Face model that is not touched otherwise.
+
+`HookedModel` holds a loaded model and puts forward hooks on it for the length of a context:
+
+    ablated(mask)   z_h ← 0 (or a fill) for every removed head, likewise FFN and mixer branches
+    gated(gates)    z_h ← g_h z_h with your own tensors g; leaves receive gradients
+    token_gates()   the same with a fresh leaf per token and forward
+    capture(names)  keeps activations under TransformerLens' names
+
+The model object is never modified, moved, subclassed or replaced, so `generate`, `Trainer`,
+`save_pretrained` and evaluation harnesses work inside a context as outside. Contexts nest; a
+context sees what those entered before it left. Where it misleads: a removed head's *bias* stays
+(W_O's bias belongs to no head), while a removed FFN takes its bias along.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from difflib import get_close_matches
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from ablate.anatomy import Anatomy, Attention, Site, anatomy_of, base_path, block_name, find, sites
+from ablate.components import FFN, Component, Head, KVGroup, Mixer
+from ablate.hooks import Edit, Place, execution_device, hooked
+from ablate.masks import Mask
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+    from ablate.fills import Fill
+
+
+class HookedModel:
+    """A loaded Hugging Face model and the places where it can be cut.
+
+    >>> model = HookedModel.from_pretrained("gpt2")
+    >>> with model.ablated(Mask([Head(3, 1), FFN(5)])):
+    ...     logits = model.model(**batch).logits
+
+    Raises UnknownArchitecture for a family without a row in `ablate.anatomy`.
+    """
+
+    def __init__(
+        self, hf_model: nn.Module, tokenizer: Any = None, *, anatomy: Anatomy | None = None
+    ) -> None:
+        self.model = hf_model
+        self.tokenizer = tokenizer
+        self.anatomy = anatomy or anatomy_of(hf_model)
+        self.sites: tuple[Site, ...] = sites(hf_model, self.anatomy)
+        """Every gateable place, in the model's order."""
+        self.components: tuple[Component, ...] = tuple(c for s in self.sites for c in s.components)
+        """Every head, FFN and mixer: the gates of `sites`, in order."""
+        self.heads: tuple[Head, ...] = tuple(c for c in self.components if isinstance(c, Head))
+        self._points = {place.name: (place, site) for place, site in self._capture_points()}
+
+    @property
+    def name(self) -> str:
+        """What the model was loaded from, or its family."""
+        config = getattr(self.model, "config", None)
+        return PurePath(getattr(config, "_name_or_path", "")).name or self.anatomy.family
+
+    @property
+    def hook_names(self) -> tuple[str, ...]:
+        """Everything `capture` can keep."""
+        return tuple(self._points)
+
+    def expand(self, mask: Mask) -> Mask:
+        """`mask` with every key/value group replaced by its query heads.
+
+        Raises ValueError for a component this model does not have, with the valid range.
+        """
+        expanded: list[Component] = []
+        for component in mask:
+            site = self._site_of(component)
+            if isinstance(component, KVGroup):
+                share = site.width // site.kv_groups
+                first = component.group * share
+                expanded += site.components[first : first + share]
+            else:
+                expanded.append(component)
+        return Mask(expanded)
+
+    @contextmanager
+    def ablated(
+        self, mask: Mask, fill: Literal["zero"] | Fill = "zero"
+    ) -> Iterator[dict[str, Tensor]]:
+        """Remove the components of `mask` in every forward inside.
+
+        With fill="zero" this equals zeroing the heads' columns of W_O (the FFN's last weight and
+        bias) exactly; another fill stands in for the removed activations. Sites without a removed
+        component get no hook at all. Yields the gates (1 keeps, 0 removes) of the touched sites,
+        [head] or []; change them in place to change the mask, also under torch.compile.
+
+        Raises ValueError for a component this model does not have, RuntimeError on exit if a
+        touched site did not fire in every forward.
+        """
+        removed = self.expand(mask)
+        gates: dict[str, Tensor] = {}
+        edits: dict[Place, Edit] = {}
+        for site in self.sites:
+            keep = [float(component not in removed) for component in site.components]
+            if all(keep):
+                continue
+            device = execution_device(self.model.get_submodule(site.path))
+            gate = torch.tensor(keep if site.kind == "head" else keep[0], device=device)
+            gates[site.name] = gate
+            stand_in = None if fill == "zero" else fill.at(site, device)
+            edits[_place(site)] = _gate(site, gate, stand_in)
+        with hooked(self.model, edits):
+            yield gates
+
+    @contextmanager
+    def gated(self, gates: Mapping[str, Tensor]) -> Iterator[None]:
+        """Multiply branches by `gates` in every forward inside.
+
+        Args:
+            gates: site name -> multiplier, broadcastable to [batch, pos, head] at a z and to
+                [batch, pos] at an FFN or ssm_out. 1 keeps. A leaf that requires a gradient gets
+                one; the values may change in place between forwards.
+
+        Raises ValueError for an unknown site or a gate that cannot broadcast.
+        """
+        by_name = {site.name: site for site in self.sites}
+        edits: dict[Place, Edit] = {}
+        for name, gate in gates.items():
+            if name not in by_name:
+                raise ValueError(_unknown_name(name, by_name, self.name))
+            site = by_name[name]
+            axes = "[batch, pos, head]" if site.kind == "head" else "[batch, pos]"
+            too_many = gate.ndim > (3 if site.kind == "head" else 2)
+            if too_many or (
+                site.kind == "head" and gate.ndim and gate.shape[-1] not in (1, site.width)
+            ):
+                raise ValueError(
+                    f"a gate of shape {tuple(gate.shape)} at {name}, which has {site.width} "
+                    f"head(s): give one that broadcasts to {axes}"
+                )
+            edits[_place(site)] = _gate(site, gate)
+        with hooked(self.model, edits):
+            yield
+
+    def unit_gates(
+        self, shape: tuple[int, ...] = (), requires_grad: bool = True
+    ) -> dict[str, Tensor]:
+        """Gates that keep everything: site name -> ones [*shape, head] at a z, [*shape] elsewhere.
+
+        `shape` is () for one gate per component or (batch, pos) for one per token. Leaves on the
+        device where their site computes, in fp32 (fp64 for an fp64 model).
+        """
+        gates = {}
+        for site in self.sites:
+            module = self.model.get_submodule(site.path)
+            dtype = torch.promote_types(next(module.parameters()).dtype, torch.float32)
+            size = (*shape, site.width) if site.kind == "head" else shape
+            gates[site.name] = torch.ones(
+                size, device=execution_device(module), dtype=dtype, requires_grad=requires_grad
+            )
+        return gates
+
+    @contextmanager
+    def token_gates(self) -> Iterator[dict[str, list[Tensor]]]:
+        """Multiply every branch by leaves of ones made anew in each forward, one per token.
+
+        Yields site name -> [one leaf [batch, pos, width] per forward so far]; after a backward
+        their `.grad` is ∂L/∂g of every component at every token. Batches may differ in shape.
+        """
+        leaves: dict[str, list[Tensor]] = {site.name: [] for site in self.sites}
+
+        def fresh(site: Site) -> Edit:
+            def edit(x: Tensor) -> Tensor:
+                dtype = torch.promote_types(x.dtype, torch.float32)
+                size = (*x.shape[:2], site.width)
+                leaf = torch.ones(size, device=x.device, dtype=dtype, requires_grad=True)
+                leaves[site.name].append(leaf)
+                return _gated(site, x, leaf if site.kind == "head" else leaf[..., 0])
+
+            return edit
+
+        with hooked(self.model, {_place(site): fresh(site) for site in self.sites}):
+            yield leaves
+
+    @contextmanager
+    def capture(self, names: str | Iterable[str]) -> Iterator[dict[str, Tensor]]:
+        """Keep the activations called `names` from the last forward inside.
+
+        Yields a dict that each forward refills: z is [batch, pos, head, d_head], ssm_out
+        [batch, pos, d_ssm], mlp_out, attn_out (W_O z + b_O), resid_pre and resid_post
+        [batch, pos, d_model], pattern [batch, head, query, key]. Tensors stay in the autograd
+        graph: under grad mode `torch.autograd.grad(loss, cache[name])` works.
+
+        Raises ValueError for a name this model does not have, and for a pattern under an attention
+        implementation that never forms it (sdpa, flash), with the remedy.
+        """
+        wanted = (names,) if isinstance(names, str) else tuple(names)
+        cache: dict[str, Tensor] = {}
+        edits: dict[Place, Edit] = {}
+        for name in wanted:
+            if name not in self._points:
+                raise ValueError(_unknown_name(name, self._points, self.name))
+            place, site = self._points[name]
+            if name.endswith("hook_pattern"):
+                self._require_eager(name, place)
+            edits[place] = _keep(cache, place, site)
+        with hooked(self.model, edits):
+            yield cache
+
+    def to_bridge(self) -> TransformerBridge:
+        """A TransformerLens bridge over a deep copy of the model, under eager attention.
+
+        For interactive work: it holds a second copy of all weights and slows small models down.
+        Raises ValueError for an offloaded model, whose weights cannot be copied.
+        """
+        from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
+
+        if any(p.device.type == "meta" for p in self.model.parameters()):
+            raise ValueError(
+                f"{self.name} has offloaded weights, which a bridge cannot copy: "
+                "load it without offload, or use capture() and ablated(), which work offloaded"
+            )
+        twin: Any = copy.deepcopy(self.model)
+        twin.set_attn_implementation("eager")
+        architecture = type(twin).__name__
+        twin.config.architectures = [architecture]
+        return build_bridge_from_module(
+            twin,
+            architecture,
+            hf_config=twin.config,
+            tokenizer=self.tokenizer,
+            model_name=self.name,
+        )
+
+    def _site_of(self, component: Component) -> Site:
+        """The site whose gates switch `component`, or ValueError with the valid range."""
+        kind: dict[type, str] = {Head: "head", KVGroup: "head", FFN: "ffn", Mixer: "mixer"}
+        alike = [
+            site
+            for site in self.sites
+            if site.kind == kind[type(component)] and site.stack == component.stack
+        ]
+        for site in alike:
+            if site.layer == component.layer:
+                match component:
+                    case Head() if component.head >= site.width:
+                        break
+                    case KVGroup() if component.group >= site.kv_groups:
+                        break
+                return site
+        raise ValueError(self._no_such(component, alike))
+
+    def _no_such(self, component: Component, alike: list[Site]) -> str:
+        """`no head L12H0 in gpt2: layers run 0–11, heads 0–11`."""
+        words = {Head: "head", KVGroup: "key/value group", FFN: "FFN", Mixer: "mixer"}
+        asked = f"no {words[type(component)]} {component} in {self.name}: "
+        if not alike:
+            kinds = {(s.kind, s.stack) for s in self.sites}
+            there = sorted(f"{stack}.{kind}".lstrip(".") for kind, stack in kinds)
+            return f"{asked}it has {', '.join(there)} sites only"
+        layers = [site.layer for site in alike]
+        if layers == list(range(len(layers))):
+            asked += f"layers run 0–{layers[-1]}"
+        else:
+            asked += f"layers that have one are {', '.join(map(str, layers))}"
+        if isinstance(component, Head | KVGroup):
+            here = [s for s in alike if s.layer == component.layer] or alike
+            last = max(s.width if isinstance(component, Head) else s.kv_groups for s in here) - 1
+            asked += f", {'heads' if isinstance(component, Head) else 'groups'} 0–{last}"
+        return asked
+
+    def _capture_points(self) -> Iterator[tuple[Place, Site | None]]:
+        """Every place `capture` knows, with the site whose heads split it."""
+        rows: dict[str, Attention] = {}
+        for stack in self.anatomy.stacks:
+            path = base_path(self.model, stack.path)
+            blocks = find(self.model, path)
+            for layer, (key, _) in enumerate(blocks.named_children() if blocks else ()):
+                block, name = f"{path}.{key}", block_name(stack.stack, layer)
+                for attention in (stack.attention, stack.cross):
+                    if attention is not None:
+                        rows[f"{block}.{attention.module}"] = attention
+                yield Place(f"{name}.hook_resid_pre", block, "input", block), None
+                yield Place(f"{name}.hook_resid_post", block, "output", block), None
+        for site in self.sites:
+            yield _place(site), site
+            if site.kind == "head":
+                row = rows[site.attention]
+                stem = site.name.removesuffix(".hook_z")
+                pattern = Place(
+                    f"{stem}.hook_pattern",
+                    site.attention,
+                    "output",
+                    site.block,
+                    element=row.pattern,
+                    per_token=False,
+                    request=row.pattern_on_request,
+                )
+                yield pattern, None
+                # TransformerLens has blocks.3.hook_attn_out and decoder_blocks.3.self_attn.hook_out
+                stem = stem.removesuffix(".attn")
+                yield Place(f"{stem}.hook_attn_out", site.path, "output", site.block), None
+
+    def _require_eager(self, name: str, place: Place) -> None:
+        config = getattr(self.model.get_submodule(place.path), "config", None)
+        config = config or getattr(self.model, "config", None)
+        attention = getattr(config, "_attn_implementation", "eager")
+        if attention != "eager":
+            raise ValueError(
+                f"{name} asked for under attn_implementation={attention!r}, which never forms the "
+                "pattern: load with attn_implementation='eager' or call "
+                "model.model.set_attn_implementation('eager')"
+            )
+
+
+def _place(site: Site) -> Place:
+    return Place(site.name, site.path, site.where, site.block)
+
+
+def _gated(site: Site, x: Tensor, gate: Tensor) -> Tensor:
+    """x [batch, pos, width·d_head] times gate, broadcast over each head's (branch's) width."""
+    gate = gate.to(device=x.device, dtype=x.dtype)[..., None]
+    if site.kind != "head":
+        return x * gate
+    z = rearrange(x, "batch pos (head d_head) -> batch pos head d_head", head=site.width)
+    return rearrange(z * gate, "batch pos head d_head -> batch pos (head d_head)")
+
+
+def _gate(
+    site: Site, gate: Tensor, stand_in: Callable[[Tensor], Tensor] | None = None
+) -> Edit:
+    """Multiply by `gate`, or put `stand_in` where it is 0."""
+    if stand_in is None:
+        return lambda x: _gated(site, x, gate)
+
+    def replace(x: Tensor) -> Tensor:
+        kept = _gated(site, torch.ones_like(x), gate) != 0
+        return torch.where(kept, x, stand_in(x))
+
+    return replace
+
+
+def _keep(cache: dict[str, Tensor], place: Place, site: Site | None) -> Edit:
+    """Store what passes; hand on a tensor that depends on the stored one, so that it is in the
+    graph, and that is a copy where the model may write into it (Falcon adds into its mlp_out)."""
+
+    def edit(x: Tensor) -> Tensor | None:
+        if site is not None and site.kind == "head":
+            z = rearrange(x, "batch pos (head d_head) -> batch pos head d_head", head=site.width)
+            cache[place.name] = z
+            return rearrange(z, "batch pos head d_head -> batch pos (head d_head)")
+        cache[place.name] = x
+        return x.clone() if place.where == "output" and place.per_token else x
+
+    return edit
+
+
+def _unknown_name(name: str, known: Iterable[str], model: str) -> str:
+    names = list(known)
+    close = get_close_matches(name, names, n=3) or names[:3]
+    return f"no hook point {name} in {model}: nearest are {', '.join(close)}"
