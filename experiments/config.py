@@ -66,7 +66,7 @@ def options_of(study: Any) -> dict[str, Any]:
 
 
 def config_of(name: str, study: Any) -> dict[str, Any]:
-    """The record that is hashed: study name, options, fingerprints of the local inputs they name."""
+    """What is hashed: study name, options, fingerprints of the local inputs they name."""
     options = options_of(study)
     inputs = {
         value: fingerprint(path, besides=study.runs)

@@ -75,7 +75,7 @@ def _git(folder: Path, *arguments: str) -> str:
 
 
 def _torch_facts() -> dict[str, Any]:
-    """Threads and device, from a torch that the study has loaded; importing it here costs seconds."""
+    """Threads and device, from a torch the study has loaded; importing it here costs seconds."""
     torch = sys.modules.get("torch")
     if torch is None:
         return {}

@@ -74,7 +74,7 @@ class Study(Protocol):
 
 
 def run_study(name: str, study: Study) -> tuple[RunFolder, Outcome]:
-    """Answer from the finished run of this study, or run it (taking up what an earlier try left)."""
+    """Answer from the finished run of this study, or run it, taking up what a try before left."""
     with RunFolder.for_study(name, study) as folder:
         if folder.finished:
             return folder, folder.outcome()

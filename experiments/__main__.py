@@ -1,0 +1,119 @@
+"""The command line: `ablate <study> [options]`, one subcommand per study.
+
+Options, defaults and help come from the study's dataclass; torch is imported inside `run`, so help
+is instant. Progress goes to stderr; the last line of stdout is one JSON object. Exit codes: 0 done,
+2 unusable arguments (one line on stderr), 130 interrupted, 1 anything else, with its traceback.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from experiments.pretrain import Pretraining
+from experiments.prune import HeadPruning
+from experiments.run_folder import RunFolder, Study, run_study
+
+STUDIES: dict[str, type[Study]] = {
+    "prune": HeadPruning,
+    "pretrain": Pretraining,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the study that the arguments (default: the command line's) ask for; the exit code."""
+    try:
+        study = parse(sys.argv[1:] if arguments is None else arguments)
+    except SystemExit as stop:  # help was printed, or the arguments were refused
+        return stop.code if isinstance(stop.code, int) else 0
+    name = next(name for name, known in STUDIES.items() if known is type(study))
+    try:
+        folder, outcome = run_study(name, study)
+    except KeyboardInterrupt:
+        path = RunFolder.for_study(name, study).path
+        _complain("interrupted" + (f"; the same command resumes {path}" if path.exists() else ""))
+        return 130
+    except (ValueError, LookupError, OSError) as error:
+        if not _is_about_arguments(error):
+            raise
+        _complain(_one_line(error))
+        return 2
+    print(outcome.line(folder.path))
+    return 0
+
+
+def parse(words: Sequence[str]) -> Study:
+    """The study the words describe. SystemExit 0 after help, 2 after one line on stderr."""
+    boxed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(boxed):
+            return _cli(words)
+    except SystemExit as stop:
+        if stop.code != 2:
+            sys.stderr.write(boxed.getvalue())
+            raise
+    # tyro explains itself in a box wrapped to the terminal; unwrapped, it is one line of text.
+    boxed, columns = io.StringIO(), os.environ.get("COLUMNS")
+    try:
+        os.environ["COLUMNS"] = "100000"
+        with contextlib.redirect_stderr(boxed):
+            return _cli(words)
+    except SystemExit:
+        _complain(_unboxed(boxed.getvalue()))
+        raise
+    finally:
+        del os.environ["COLUMNS"]
+        if columns is not None:
+            os.environ["COLUMNS"] = columns
+
+
+def _cli(words: Sequence[str]) -> Study:
+    import tyro
+
+    return tyro.extras.subcommand_cli_from_dict(
+        dict[str, Any](STUDIES),
+        prog="ablate",
+        description="Studies of unmodified Hugging Face models; each runs with no option at all.",
+        args=list(words),
+    )
+
+
+def _unboxed(text: str) -> str:
+    """The first paragraph inside tyro's box, and where help is."""
+    rows = [row.strip("│ \t") for row in re.sub(r"\x1b\[[\d;]*m", "", text).splitlines()]
+    rows = [row for row in rows if row and not row.startswith(("╭", "╰"))]
+    rule = next((i for i, row in enumerate(rows) if set(row) == {"─"}), len(rows))
+    message = re.sub(r"^Error parsing [A-Z]\w*: ", "", " ".join(rows[:rule]).rstrip("."))
+    available = [row for row in rows[rule:] if row.startswith("Available")]
+    help_at = re.search(r"ablate[\w ]*--help", text)
+    return "; ".join([message, *available, f"see {help_at[0] if help_at else 'ablate --help'}"])
+
+
+def _is_about_arguments(error: ValueError | LookupError | OSError) -> bool:
+    """False for a bare KeyError or IndexError (a bug) and for a disk or network that failed."""
+    if isinstance(error, OSError):
+        about_paths = (FileNotFoundError, FileExistsError, NotADirectoryError)
+        return error.errno is None or isinstance(
+            error, (*about_paths, IsADirectoryError, PermissionError)
+        )
+    return type(error) not in (KeyError, IndexError)
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.strerror}: {error.filename}"
+    message = error.args[0] if isinstance(error, KeyError) and error.args else error
+    return " ".join(str(message).split()) or type(error).__name__
+
+
+def _complain(message: str) -> None:
+    print(f"ablate: {message}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
