@@ -18,10 +18,10 @@ from __future__ import annotations
 import operator
 import re
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 Stack = Literal["", "encoder", "decoder", "cross"]
-STACKS: tuple[Stack, ...] = get_args(Stack)
+STACKS: tuple[Stack, ...] = ("", "encoder", "decoder", "cross")
 
 _WRITTEN = re.compile(r"(?:(encoder|decoder|cross)\.)?L(\d+)(?:H(\d+)|G(\d+)|(F)|(M))", re.ASCII)
 

@@ -330,9 +330,7 @@ def _gated(site: Site, x: Tensor, gate: Tensor) -> Tensor:
     return rearrange(z * gate, "batch pos head d_head -> batch pos (head d_head)")
 
 
-def _gate(
-    site: Site, gate: Tensor, stand_in: Callable[[Tensor], Tensor] | None = None
-) -> Edit:
+def _gate(site: Site, gate: Tensor, stand_in: Callable[[Tensor], Tensor] | None = None) -> Edit:
     """Multiply by `gate`, or put `stand_in` where it is 0."""
     if stand_in is None:
         return lambda x: _gated(site, x, gate)

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+import torch._dynamo.config
 from torch import Tensor, nn
 
 Edit = Callable[[Tensor], Tensor | None]
@@ -132,6 +133,16 @@ def execution_device(module: nn.Module) -> torch.device:
     return torch.device("cpu")
 
 
+def _let_compiled_code_see_hooks() -> None:
+    """By default torch.compile does not check for hooks put on or taken off after compilation: a
+    model compiled outside would run without the edits inside, and one compiled inside would keep
+    them outside, both without a word. So the check is switched on, and code compiled without it
+    forgotten, once per process."""
+    if torch._dynamo.config.skip_nnmodule_hook_guards:
+        torch._dynamo.config.skip_nnmodule_hook_guards = False
+        torch._dynamo.reset()
+
+
 @contextmanager
 def hooked(hf_model: nn.Module, edits: Mapping[Place, Edit]) -> Iterator[None]:
     """Apply `edits` in every forward inside; all hooks are gone on exit, exceptions included.
@@ -142,6 +153,8 @@ def hooked(hf_model: nn.Module, edits: Mapping[Place, Edit]) -> Iterator[None]:
     blocks: dict[str, _Block] = {}
     hooks: list[_Hook] = []
     handles = []
+    if edits:
+        _let_compiled_code_see_hooks()
     try:
         for place, edit in edits.items():
             if place.block not in blocks:
