@@ -102,12 +102,7 @@ def gradient_importance(
     for batch in batches:
         with _frozen(model), torch.enable_grad(), model.token_gates() as leaves:
             loss = losses(batch)
-            if not torch.isfinite(loss).all():
-                bad = count + int((~torch.isfinite(loss)).nonzero()[0])
-                raise ValueError(
-                    f"the loss of example {bad} is {float(loss[bad - count])}: importance needs "
-                    "finite losses; check the weights and the dtype (float16 overflows)"
-                )
+            _require_finite(loss.detach(), count)
             loss.sum().backward()
         signed, absolute = [], []
         for site in model.sites:
@@ -121,6 +116,16 @@ def gradient_importance(
     if not count:
         raise ValueError("importance of no examples asked for: give at least one batch")
     return Importance(model.components, torch.cat(gates), torch.cat(tokens))
+
+
+def _require_finite(loss: Float[Tensor, "example"], before: int) -> None:
+    bad = (~torch.isfinite(loss)).nonzero()
+    if len(bad):
+        first = int(bad[0])
+        raise ValueError(
+            f"the loss of example {before + first} is {float(loss[first])}: importance needs finite "
+            "losses; check the weights and the dtype (float16 overflows)"
+        )
 
 
 @contextmanager

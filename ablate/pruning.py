@@ -13,6 +13,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
+from accelerate.utils import align_module_device
+from einops import rearrange
+from torch import Tensor
 
 from ablate.components import Component
 from ablate.masks import Mask
@@ -35,6 +38,34 @@ def random_ranking(components: Sequence[Component], generator: torch.Generator) 
     """A uniformly random order of `components`."""
     order = torch.randperm(len(components), generator=generator).tolist()
     return tuple(components[i] for i in order)
+
+
+def weight_magnitudes(model: HookedModel) -> dict[Component, float]:
+    """The Frobenius norm of the weights that masking each component silences.
+
+    For a head, its d_head columns of W_O; for a mixer, its W_out; for an FFN, its last module.
+    Knows nothing of data: a control for rankings that claim to.
+    """
+    norms: dict[Component, float] = {}
+    for site in model.sites:
+        module = model.model.get_submodule(site.path)
+        with align_module_device(module):  # offloaded weights are on no device otherwise
+            if site.kind == "ffn":
+                squares = [p.detach().double().square().sum() for p in module.parameters()]
+                norms[site.components[0]] = float(torch.stack(squares).sum().sqrt())
+                continue
+            weight = module.get_parameter("weight").detach().double()
+            by_input: Tensor = weight if _is_input_first(module) else weight.T
+            heads = rearrange(by_input, "(head d_head) out -> head (d_head out)", head=site.width)
+            norms |= dict(zip(site.components, heads.norm(dim=1).tolist(), strict=True))
+    return norms
+
+
+def _is_input_first(module: torch.nn.Module) -> bool:
+    """GPT-2's Conv1D keeps its weight [in, out]; nn.Linear keeps it [out, in]."""
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(module, Conv1D)
 
 
 def nested_masks(ranking: Ranking, fractions: Sequence[float]) -> list[Mask]:

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+from experiments.config import RunOptions, command_line
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,12 +26,10 @@ if TYPE_CHECKING:
 
 VALIDATION_TOKENS = 65_536
 """Held-out tokens measured during training; the end measures all of them."""
-EARLY, LATE = (20, 60), (400, 500)
-"""Positions whose mean losses are compared for the in-context gain on real text."""
 
 
 @dataclass(frozen=True)
-class Pretraining:
+class Pretraining(RunOptions):
     """Train a small OPT language model on the standard library's source, from scratch.
 
     $ ablate pretrain --layers 2 --d-model 64 --tokens 1000000
@@ -67,10 +65,6 @@ class Pretraining:
     """Dtype of matrix products; auto measures which is faster here."""
     device: str = "auto"
     """Torch device; auto takes CUDA when there is one."""
-    seed: int = 0
-    """Of the initial weights, the order of the data and the repeated spans."""
-    runs: Path = Path("runs")
-    """Root of the run folders."""
 
     def __post_init__(self) -> None:
         if self.d_model % self.heads:
@@ -102,20 +96,20 @@ class Pretraining:
 
     def run(self, folder: RunFolder) -> Outcome:
         """Train (or take up the checkpoint), measure, write the model and its record."""
+        from experiments.plots import curve, styled
+        from experiments.report import Report
         from experiments.run_folder import Outcome
 
-        model, tokenizer, record = self.train(folder.path)
+        folder.create()
+        _, _, record = self.train(folder.path)
         frame = curve_frame(record["curve"])
-        folder.finish(frame, figures={"curve": training_figure(frame)})
         final = record["curve"][-1]
-        return Outcome(
-            headline=(
-                f"validation loss {final['validation_loss']:.3f} nat after "
-                f"{record['tokens_seen']:,} tokens; best head matches prefixes with "
-                f"{final['prefix_matching']:.2f}"
-            ),
-            extra={"model": str(folder.path / "model")},
+        outcome = Outcome(
+            f"validation loss {final['validation_loss']:.3f} nat after {record['tokens_seen']:,} "
+            f"tokens; the best head matches prefixes with {final['prefix_matching']:.2f}",
+            {"model": str(folder.path / "model")},
         )
+        return outcome
 
     def train(self, path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, Any]]:
         """Everything but the run folder's bookkeeping: works in `path`, resumes what it finds."""
@@ -161,7 +155,7 @@ class Pretraining:
         tokenizer = tokens.train_tokenizer(
             [d.text for d in corpus.train], self.vocab, path / "model"
         )
-        bos = int(tokenizer.convert_tokens_to_ids(tokens.BOS))
+        bos = tokens.SPECIAL.index(tokens.BOS)
         stream = tokens.token_stream(corpus.train, tokenizer)
         rows = tokens.Rows(
             stream,
@@ -200,9 +194,10 @@ class Pretraining:
             layerdrop=0.0,
             bos_token_id=bos,
             eos_token_id=bos,
-            pad_token_id=int(tokenizer.convert_tokens_to_ids(tokens.PAD)),
+            pad_token_id=tokens.SPECIAL.index(tokens.PAD),
         )
-        model = OPTForCausalLM(config).to(device)
+        model: torch.nn.Module = OPTForCausalLM(config)
+        model.to(device)
         facts = {
             "corpus": {
                 "name": corpus.name,
@@ -253,13 +248,15 @@ class Pretraining:
         limit: int | None,
     ) -> None:
         """Append one row of measurements, on the weights as they will be saved."""
+        from probes.in_context import in_context_measurements
+
         model = _rounded(trainer.model)
         trainer.rows.append(
             {
                 "step": trainer.step,
                 "tokens": trainer.tokens,
                 "seconds": trainer.seconds,
-                **measurements(model, tokenizer, held_out, self.context, limit),
+                **in_context_measurements(model, tokenizer, held_out, self.context, limit),
             }
         )
 
@@ -272,7 +269,7 @@ class Pretraining:
 
         epochs = rows.epochs(self.steps)
         return {
-            "command": "ablate pretrain " + " ".join(changed_options(self)),
+            "command": command_line("pretrain", self),
             "python": sys.version.split()[0],
             "platform": platform.platform(),
             "versions": {p: version(p) for p in ("torch", "transformers", "tokenizers", "numpy")},
@@ -296,59 +293,6 @@ class Pretraining:
         }
 
 
-def measurements(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    held_out: Tensor,
-    context: int,
-    limit: int | None,
-) -> dict[str, float]:
-    """Held-out loss and what in-context copying there is (nats; scores in [0, 1]).
-
-    validation_loss: mean next-token loss over held-out windows (at most `limit` tokens).
-    early_loss, late_loss: mean loss at positions 20–60 and 400–500 of those windows.
-    first_copy_loss, second_copy_loss: on random tokens repeated, lengths 25 … context/4.
-    prefix_matching: the best head's score; layer0_prefix_matching: the best of layer 0.
-    """
-    import torch
-
-    from probes.attention import attention_mass, induction_targets
-    from probes.loss import loss_by_position, windows
-    from probes.sequences import ordinary_tokens, repeated_random_tokens, spread_lengths
-
-    bos = int(tokenizer.convert_tokens_to_ids("</s>"))
-    rows = windows(held_out, context, bos=bos, limit=limit and max(1, limit // context))
-    losses = loss_by_position(model, rows)
-    result = {
-        "validation_loss": float(losses.mean()),
-        "early_loss": float(losses[:, EARLY[0] : EARLY[1]].mean()),
-    }
-    if context > LATE[1]:
-        result["late_loss"] = float(losses[:, LATE[0] : LATE[1]].mean())
-    generator = torch.Generator().manual_seed(0)
-    scores, first, second = [], [], []
-    longest = context // 4 - 1  # three copies and BOS fit
-    for length in spread_lengths(min(25, longest), longest, 8):
-        tokens = repeated_random_tokens(
-            ordinary_tokens(tokenizer), length, repeats=3, count=2, bos=bos, generator=generator
-        )
-        copies = loss_by_position(model, tokens)
-        first.append(copies[:, :length].mean())
-        second.append(copies[:, length : 2 * length].mean())
-        with _eager(model), torch.no_grad():
-            tokens = tokens.to(next(model.parameters()).device)
-            patterns = model(tokens, use_cache=False, output_attentions=True).attentions
-            targets = induction_targets(tokens)
-            scores.append(torch.stack([attention_mass(p, targets).mean(0) for p in patterns]))
-    by_head = torch.stack(scores).mean(0)
-    return result | {
-        "first_copy_loss": float(torch.stack(first).mean()),
-        "second_copy_loss": float(torch.stack(second).mean()),
-        "prefix_matching": float(by_head.max()),
-        "layer0_prefix_matching": float(by_head[0].max()),
-    }
-
-
 def curve_frame(curve: list[dict[str, float]]) -> pd.DataFrame:
     """The training curve as tidy rows: step, tokens, metric, value."""
     import pandas as pd
@@ -357,18 +301,8 @@ def curve_frame(curve: list[dict[str, float]]) -> pd.DataFrame:
     return wide.melt(id_vars=["step", "tokens"], var_name="metric", value_name="value")
 
 
-def changed_options(study: Pretraining) -> list[str]:
-    """The command-line options that differ from the defaults, run root left out."""
-    options = []
-    for field in dataclasses.fields(study):
-        value = getattr(study, field.name)
-        if field.name != "runs" and value != field.default:
-            options += [f"--{field.name.replace('_', '-')}", str(value)]
-    return options
-
-
 def _write_model(
-    model: PreTrainedModel,
+    model: Any,
     tokenizer: PreTrainedTokenizerBase,
     record: dict[str, Any],
     folder: Path,
@@ -397,17 +331,6 @@ def _rounded(model: Any) -> PreTrainedModel:
     import torch
 
     return copy.deepcopy(model).to(torch.bfloat16).to(torch.float32).eval()
-
-
-@contextmanager
-def _eager(model: PreTrainedModel) -> Iterator[None]:
-    """Attention weights exist only under eager attention."""
-    before = model.config._attn_implementation
-    model.set_attn_implementation("eager")
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(before)
 
 
 def _stderr() -> Any:

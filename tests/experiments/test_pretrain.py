@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments.pretrain import Pretraining, changed_options, measurements
+from experiments.pretrain import Pretraining
 from experiments.tokens import load_stream
+from probes.in_context import in_context_measurements
 
 TINY = {
     "layers": 1,
@@ -50,7 +51,9 @@ def test_the_folder_loads_and_its_last_measurement_is_reproduced(trained: Path):
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert len(tokenizer) == model.config.vocab_size == 300
     held_out, _ = load_stream(folder / "validation.safetensors")
-    again = measurements(model, tokenizer, torch.from_numpy(held_out.astype("int64")), 64, None)
+    again = in_context_measurements(
+        model, tokenizer, torch.from_numpy(held_out.astype("int64")), 64, None
+    )
     record = json.loads((folder / "training.json").read_text())
     last = record["curve"][-1]
     for name, value in again.items():
@@ -91,13 +94,3 @@ def test_a_finished_run_trains_no_further(trained: Path, corpus: Path):
 def test_bad_options_are_refused(options: dict[str, float], words: str):
     with pytest.raises(ValueError, match=words):
         Pretraining(**options)
-
-
-def test_only_changed_options_are_in_the_command():
-    assert changed_options(Pretraining()) == []
-    assert changed_options(Pretraining(layers=2, d_model=96)) == [
-        "--layers",
-        "2",
-        "--d-model",
-        "96",
-    ]

@@ -1,0 +1,86 @@
+"""Does a model learn in context? Four numbers that say so, from behaviour to anatomy.
+
+On real text: the loss early and late in the context. On random tokens repeated, where nothing but
+the first copy helps: the loss on the first and on the second copy. In the attention patterns: how
+much the best head looks at the token that followed the last occurrence (prefix matching). Models
+without induction heads can do the first two by other means; none of the three implies another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from probes.attention import attention_mass, induction_targets
+from probes.loss import loss_by_position, windows
+from probes.sequences import ordinary_tokens, repeated_random_tokens, spread_lengths
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+EARLY, LATE = (20, 60), (400, 500)
+"""Positions whose mean losses are compared for the in-context gain on real text."""
+
+
+def in_context_measurements(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    held_out: Int[Tensor, "token"],
+    context: int,
+    limit: int | None,
+) -> dict[str, float]:
+    """Held-out loss and what in-context copying there is (nats; scores in [0, 1]).
+
+    validation_loss: mean next-token loss over held-out windows (at most `limit` tokens).
+    early_loss, late_loss: mean loss at positions 20–60 and 400–500 of those windows.
+    first_copy_loss, second_copy_loss: on random tokens repeated, lengths 25 … context/4.
+    prefix_matching: the best head's score; layer0_prefix_matching: the best of layer 0.
+    """
+    bos = tokenizer.bos_token_id
+    assert isinstance(bos, int)
+    rows = windows(held_out, context, bos=bos, limit=limit and max(1, limit // context))
+    losses = loss_by_position(model, rows)
+    result = {
+        "validation_loss": float(losses.mean()),
+        "early_loss": float(losses[:, EARLY[0] : EARLY[1]].mean()),
+    }
+    if context > LATE[1]:
+        result["late_loss"] = float(losses[:, LATE[0] : LATE[1]].mean())
+    generator = torch.Generator().manual_seed(0)
+    scores, first, second = [], [], []
+    longest = context // 4 - 1  # three copies and BOS fit
+    for length in spread_lengths(min(25, longest), longest, 8):
+        tokens = repeated_random_tokens(
+            ordinary_tokens(tokenizer), length, repeats=3, count=2, bos=bos, generator=generator
+        )
+        copies = loss_by_position(model, tokens)
+        first.append(copies[:, :length].mean())
+        second.append(copies[:, length : 2 * length].mean())
+        with _eager(model), torch.no_grad():
+            tokens = tokens.to(next(model.parameters()).device)
+            patterns = model(tokens, use_cache=False, output_attentions=True).attentions
+            targets = induction_targets(tokens)
+            scores.append(torch.stack([attention_mass(p, targets).mean(0) for p in patterns]))
+    by_head = torch.stack(scores).mean(0)
+    return result | {
+        "first_copy_loss": float(torch.stack(first).mean()),
+        "second_copy_loss": float(torch.stack(second).mean()),
+        "prefix_matching": float(by_head.max()),
+        "layer0_prefix_matching": float(by_head[0].max()),
+    }
+
+
+@contextmanager
+def _eager(model: PreTrainedModel) -> Iterator[None]:
+    """Attention weights exist only under eager attention."""
+    before = model.config._attn_implementation or "sdpa"
+    model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
