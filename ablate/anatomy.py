@@ -15,7 +15,7 @@ Head counts are counted from the widths of each layer's own modules.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from torch import nn
 
@@ -28,6 +28,7 @@ class UnknownArchitecture(ValueError):
     """No row of `FAMILIES` describes this model."""
 
 
+@runtime_checkable
 class HasModules(Protocol):
     """Any torch module; Hugging Face models also carry `config` and `base_model_prefix`."""
 
