@@ -17,7 +17,10 @@ import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from ablate.hooked import HookedModel
 
 NOT_HASHED: Mapping[str, bool] = {"hashed": False}
 """Metadata of a dataclass field that changes the cost of a run and not its result."""
@@ -45,12 +48,27 @@ class ModelOptions(RunOptions):
 
     model: str = "stdlib-opt"
     """Bundled name, local folder or Hugging Face id."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Of the weights; auto takes float32 on a CPU and the checkpoint's own elsewhere."""
+    dtype: Literal["float32", "bfloat16", "float16", "checkpoint"] = "float32"
+    """Of the weights; checkpoint keeps what the file has."""
     device_map: str | None = None
-    """As in transformers: auto, balanced, cpu, cuda:0, ...; None loads onto one device."""
+    """Accelerate's: auto, cuda:0, disk, ...; without it, the CPU."""
     limit: int | None = None
     """Use at most this many examples of each task."""
+
+    def __post_init__(self) -> None:
+        """Subclasses that check their own fields call this too."""
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"--limit {self.limit}: give a count of at least 1, or leave it out")
+
+    def load_model(self) -> HookedModel:
+        """The model these options name, placed as they say; ValueError says why it cannot be."""
+        from ablate.hooked import HookedModel
+
+        return HookedModel.from_pretrained(
+            self.model,
+            dtype=None if self.dtype == "checkpoint" else self.dtype,
+            device_map=self.device_map,
+        )
 
 
 def options_of(study: Any) -> dict[str, Any]:
