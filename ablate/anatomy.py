@@ -311,12 +311,17 @@ def anatomy_of(hf_model: nn.Module) -> Anatomy:
     config = getattr(hf_model, "config", None)
     family = getattr(config, "model_type", None) or type(hf_model).__name__
     if family not in FAMILIES:
-        raise UnknownArchitecture(
-            f"no anatomy for {family!r} ({type(hf_model).__name__}): known are "
-            f"{', '.join(sorted(FAMILIES))}; for another pass anatomy=Anatomy({family!r}, "
-            "(Blocks('layers', Attention('self_attn', 'self_attn.o_proj'), ffn=('mlp',)),))"
-        )
+        raise unknown_architecture(family, type(hf_model).__name__)
     return FAMILIES[family]
+
+
+def unknown_architecture(family: str, model: str) -> UnknownArchitecture:
+    """The error for a `family` without a row, which lists the known and shows `anatomy=`."""
+    return UnknownArchitecture(
+        f"no anatomy for {family!r} ({model}): known are {', '.join(sorted(FAMILIES))}; for "
+        f"another pass anatomy=Anatomy({family!r}, (Blocks('layers', "
+        "Attention('self_attn', 'self_attn.o_proj'), ffn='mlp'),))"
+    )
 
 
 def base_path(hf_model: nn.Module, path: str) -> str:

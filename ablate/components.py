@@ -22,6 +22,7 @@ from typing import Literal
 
 Stack = Literal["", "encoder", "decoder", "cross"]
 STACKS: tuple[Stack, ...] = ("", "encoder", "decoder", "cross")
+_NAMED: dict[str, Stack] = {stack: stack for stack in STACKS}
 
 _WRITTEN = re.compile(r"(?:(encoder|decoder|cross)\.)?L(\d+)(?:H(\d+)|G(\d+)|(F)|(M))", re.ASCII)
 
@@ -144,7 +145,7 @@ def parse_component(text: str) -> Component:
             "or L2M (mixer), with encoder., decoder. or cross. before it in two-stack models"
         )
     written, layer, head, group, ffn, _ = found.groups(default="")
-    stack = next(stack for stack in STACKS if stack == written)
+    stack = _NAMED[written]
     if head:
         return Head(int(layer), int(head), stack)
     if group:

@@ -19,7 +19,7 @@ import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
-from pathlib import PurePath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -30,6 +30,7 @@ from ablate.anatomy import Anatomy, Attention, Site, anatomy_of, base_path, bloc
 from ablate.components import FFN, Component, Head, KVGroup, Mixer
 from ablate.hooks import Edit, Place, execution_device, hooked
 from ablate.masks import Mask
+from ablate.placement import DeviceMap, load
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -60,11 +61,36 @@ class HookedModel:
         self.heads: tuple[Head, ...] = tuple(c for c in self.components if isinstance(c, Head))
         self._points = {place.name: (place, site) for place, site in self._capture_points()}
 
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path,
+        *,
+        dtype: str | torch.dtype | None = None,
+        device_map: DeviceMap | None = None,
+        attn_implementation: str | None = None,
+        offload_folder: str | Path | None = None,
+        anatomy: Anatomy | None = None,
+    ) -> HookedModel:
+        """Load a bundled model, a folder or a hub id, placed by accelerate, with its tokenizer.
+
+        The arguments are those of `ablate.placement.load`. Raises ValueError where it cannot.
+        """
+        model, tokenizer = load(
+            name_or_path,
+            dtype=dtype,
+            device_map=device_map,
+            attn_implementation=attn_implementation,
+            offload_folder=offload_folder,
+            anatomy=anatomy,
+        )
+        return cls(model, tokenizer, anatomy=anatomy)
+
     @property
     def name(self) -> str:
         """What the model was loaded from, or its family."""
         config = getattr(self.model, "config", None)
-        return PurePath(getattr(config, "_name_or_path", "")).name or self.anatomy.family
+        return Path(getattr(config, "_name_or_path", "")).name or self.anatomy.family
 
     @property
     def hook_names(self) -> tuple[str, ...]:
