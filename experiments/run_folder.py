@@ -21,6 +21,7 @@ import fcntl
 import json
 import os
 import shutil
+import sysconfig
 import tempfile
 import traceback
 from collections.abc import Callable, Mapping
@@ -85,9 +86,10 @@ def run_study(name: str, study: Study) -> tuple[RunFolder, Outcome]:
 class RunFolder:
     """One run's folder. Nothing is written before `create`; use it as a context to let go of it.
 
-    Leaving the context on a refusal (a ValueError or LookupError that this project raised: the
-    inputs are unusable) removes a folder made for nothing: created by this process, and holding
-    no file that the study itself put there. Any other failure leaves it, to be taken up again.
+    Leaving the context on a refusal (a ValueError or LookupError of the study's own code, not of a
+    library: the inputs are unusable) removes a folder made for nothing: created by this process,
+    and holding no file that the study itself put there. Any other failure leaves it, to be taken
+    up again.
     """
 
     def __init__(self, path: Path, config: Mapping[str, Any], command: str = "") -> None:
@@ -285,12 +287,15 @@ def load_runs(root: Path | str, study: str) -> pd.DataFrame:
 
 
 def _is_refusal(error: BaseException) -> bool:
-    """Whether the innermost frame is ours: a library's ValueError is no word on the inputs."""
+    """Whether the code of a study raised it: a library's ValueError is no word on the inputs."""
     frames = traceback.extract_tb(error.__traceback__)
-    return (
-        isinstance(error, (ValueError, LookupError))
-        and bool(frames)
-        and any(Path(frames[-1].filename).is_relative_to(PROJECT / room) for room in ROOMS)
+    refuses = isinstance(error, (ValueError, LookupError))
+    if not refuses or type(error) in (KeyError, IndexError) or not frames:
+        return False
+    raised = Path(frames[-1].filename)
+    installed = [Path(sysconfig.get_path(kind)) for kind in ("stdlib", "purelib", "platlib")]
+    return any(raised.is_relative_to(PROJECT / room) for room in ROOMS) or not any(
+        raised.is_relative_to(place) for place in installed
     )
 
 
