@@ -13,6 +13,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
 from experiments.pretrain import Pretraining
@@ -84,13 +85,21 @@ def _cli(words: Sequence[str]) -> Study:
 
 
 def _unboxed(text: str) -> str:
-    """The first paragraph inside tyro's box, and where help is."""
-    rows = [row.strip("│ \t") for row in re.sub(r"\x1b\[[\d;]*m", "", text).splitlines()]
-    rows = [row for row in rows if row and not row.startswith(("╭", "╰"))]
-    rule = next((i for i, row in enumerate(rows) if set(row) == {"─"}), len(rows))
-    message = re.sub(r"^Error parsing [A-Z]\w*: ", "", " ".join(rows[:rule]).rstrip("."))
-    available = [row for row in rows[rule:] if row.startswith("Available")]
-    help_at = re.search(r"ablate[\w ]*--help", text)
+    """What tyro's box says below its title (Unicode or ASCII, by locale), and where help is."""
+    plain = re.sub(r"\x1b\[[\d;]*m", "", text)
+    rows = [row.strip("│|╭╮╰╯+ ") for row in plain.splitlines()]
+    is_rule = [set(row) <= {"─", "-"} for row in rows]  # an empty row is one too
+    title = is_rule.index(False)
+    parts = [
+        " ".join(row for _, row in part).rstrip(".")
+        for rule, part in groupby(
+            list(zip(is_rule, rows, strict=True))[title + 1 :], lambda r: r[0]
+        )
+        if not rule
+    ]
+    message = re.sub(r"^Error parsing [A-Z]\w*: ", "", parts[0])
+    available = [part for part in parts[1:] if part.startswith("Available")]
+    help_at = re.search(r"ablate[\w ]*--help", plain)
     return "; ".join([message, *available, f"see {help_at[0] if help_at else 'ablate --help'}"])
 
 

@@ -33,7 +33,6 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 from urllib.parse import quote
 
 from experiments.config import command_line, config_hash, config_of
-from experiments.environment import environment
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -167,6 +166,8 @@ class RunFolder:
         Takes up an unfinished folder of the same config: its shards stay, half-written files go.
         ValueError if another process is writing it. Calling it twice does nothing more.
         """
+        from experiments.environment import environment
+
         if self._lock is not None:
             return self
         self._fresh = not self.path.exists()
