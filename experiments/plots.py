@@ -248,7 +248,8 @@ def _lines(
         groups: list[tuple[str, pd.DataFrame]] = [("", frame)]
     else:
         groups = [(str(name), rows) for name, rows in frame.groupby(group, sort=False)]
-    others = iter(zip(CYCLE, MARKERS, strict=True))
+    taken = {KNOWN[name][0] for name, _ in groups if name in KNOWN}
+    others = ((c, m) for c, m in zip(CYCLE, MARKERS, strict=True) if c not in taken)
     for name, rows in groups:
         colour, marker = KNOWN[name] if name in KNOWN else next(others, (INK, ""))
         rows = rows.sort_values(x)
