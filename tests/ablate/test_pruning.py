@@ -44,7 +44,7 @@ def test_the_papers_counts():
 
 def test_masks_of_a_ranking_are_nested():
     ranking = random_ranking(HEADS, torch.Generator().manual_seed(1))
-    masks = nested_masks(ranking, [0, 0.3, 0.7, 1])
+    masks = nested_masks(ranking, [0.0, 0.3, 0.7, 1.0])
     assert [len(m) for m in masks] == [0, 3, 7, 10]
     assert all(a <= b for a, b in zip(masks, masks[1:], strict=False))
     assert masks[1] == Mask(ranking[:3])
