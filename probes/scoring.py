@@ -1,0 +1,279 @@
+r"""Which of these continuations does the model find most likely?
+
+    ℓ_c = Σ_t log p(y_ct | x, y_c,<t)      of every choice c after its context x, in nats
+
+`acc` takes arg-max ℓ_c; `acc_norm` divides ℓ_c by the characters of the choice first, as lm-eval
+does; `exact_match` asks whether every token of the answer is the most likely one. Tokens, split and
+truncation are those of lm-eval's own Hugging Face model, and so are the numbers, only sooner: a
+shared beginning is read once (probes/packing.py) and logits are formed only where a token is
+scored.
+
+    prepared = prepare(model, examples)            # tokenised and packed once ...
+    frame = score(model, prepared)                 # ... and scored under as many masks as needed
+    with model.ablated(mask):
+        hurt = score(model, prepared)
+
+Where it misleads: sums favour short choices and `acc_norm` long ones; report both. A tree row puts
+tokens side by side that are not in one sequence, so a fill that depends on the position needs
+`layout="rows"`.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from probes.logits import Model, slot_logits, token_log_p
+from probes.packing import Batch, Layout, Tokens, layout_of, pack
+from probes.tasks import METRICS, Example
+from probes.tokenising import context_length, encode_apart, encode_pairs
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+BATCH_TOKENS = 4096
+"""Slots of one forward, at most, unless one row is longer."""
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """Examples as packed token ids, for one model.
+
+    Attributes:
+        examples: what was prepared.
+        layout: how the batches are laid out.
+        batches: every forward that scoring takes.
+        offsets: sequences offsets[i] … offsets[i + 1] − 1 are the choices of example i.
+        truncated: for every example, whether its context was cut on the left.
+    """
+
+    examples: tuple[Example, ...]
+    layout: Layout
+    batches: tuple[Batch, ...]
+    offsets: tuple[int, ...]
+    truncated: tuple[bool, ...]
+
+    @property
+    def n_truncated(self) -> int:
+        """How many examples lost the beginning of their context."""
+        return sum(self.truncated)
+
+
+def score_choices(
+    model: Model,
+    examples: Sequence[Example],
+    *,
+    bos: bool | None = None,
+    strict: bool = False,
+    layout: Layout | None = None,
+    batch_tokens: int = BATCH_TOKENS,
+) -> pd.DataFrame:
+    """`prepare`, then `score`."""
+    prepared = prepare(
+        model, examples, bos=bos, strict=strict, layout=layout, batch_tokens=batch_tokens
+    )
+    return score(model, prepared)
+
+
+def prepare(
+    model: Model,
+    examples: Sequence[Example],
+    *,
+    answers_only: bool = False,
+    bos: bool | None = None,
+    strict: bool = False,
+    layout: Layout | None = None,
+    batch_tokens: int = BATCH_TOKENS,
+) -> Prepared:
+    """Tokenise and pack `examples`, to be scored any number of times.
+
+    Args:
+        model: its tokenizer, context length and family decide; nothing is run.
+        examples: of any tasks and shot counts together.
+        answers_only: leave the wrong choices out (for `answer_losses`).
+        bos: whether a BOS opens every context; None leaves it to the tokenizer.
+        strict: refuse a context longer than the model's instead of cutting it on the left.
+        layout: how to lay sequences out; None takes the fastest that is exact for this model.
+        batch_tokens: slots of one forward, at most.
+
+    Raises ValueError for no examples, a model without a tokenizer or that is no left-to-right
+    language model, a choice longer than the context, and under `strict` a prompt that is.
+    """
+    hf_model, tokenizer = model.model, model.tokenizer
+    if not examples:
+        raise ValueError("scoring of no examples asked for: give at least one")
+    if tokenizer is None:
+        raise ValueError(
+            f"{type(hf_model).__name__} came without a tokenizer: give HookedModel one"
+        )
+    pairs = [
+        pair
+        for example in examples
+        for pair in (example.pairs[example.gold :][:1] if answers_only else example.pairs)
+    ]
+    counts = [1 if answers_only else len(example.choices) for example in examples]
+    offsets = (0, *accumulate(counts))
+    room = context_length(hf_model.config, tokenizer)
+    if layout_of(hf_model, 0) == "encoder":
+        start = hf_model.config.decoder_start_token_id
+        encoded = encode_apart(tokenizer, pairs, bos=bos)
+        whole = [Tokens((start, *tail), len(tail), head) for head, tail in encoded]
+        cut = [_cut_source(tokens, room) for tokens in whole]
+    else:
+        encoded = encode_pairs(tokenizer, pairs, bos=bos)
+        whole = [Tokens(head + tail, len(tail)) for head, tail in encoded]
+        cut = [_cut(tokens, room) for tokens in whole]
+    owners = np.repeat(np.arange(len(examples)), counts)
+    for owner, before, after in zip(owners, whole, cut, strict=True):
+        _check_length(examples[owner], before, after, room, strict)
+    shortened = {int(o) for o, a, b in zip(owners, whole, cut, strict=True) if a is not b}
+    fastest = layout_of(hf_model, max(len(tokens.ids) for tokens in cut))
+    layout = layout or fastest
+    if "encoder" in (layout, fastest) and layout != fastest:
+        raise ValueError(
+            f"layout {layout!r} asked for: {type(hf_model).__name__} needs {fastest!r}"
+        )
+    return Prepared(
+        tuple(examples),
+        layout,
+        pack(cut, layout, batch_tokens=batch_tokens, vocab=len(tokenizer), alone=answers_only),
+        offsets,
+        tuple(i in shortened for i in range(len(examples))),
+    )
+
+
+def _cut(tokens: Tokens, room: int | None) -> Tokens:
+    """The last room + 1 ids, of which the last one is only predicted."""
+    if room is None or len(tokens.ids) <= room + 1:
+        return tokens
+    return Tokens(tokens.ids[-room - 1 :], tokens.scored)
+
+
+def _cut_source(tokens: Tokens, room: int | None) -> Tokens:
+    if room is None or len(tokens.source) <= room:
+        return tokens
+    return Tokens(tokens.ids, tokens.scored, tokens.source[-room:])
+
+
+def _check_length(
+    example: Example, before: Tokens, after: Tokens, room: int | None, strict: bool
+) -> None:
+    if room is not None and after.scored > room:
+        raise ValueError(
+            f"{_called(example)} has a choice of {after.scored} tokens: the model reads {room} at "
+            "once; shorten the choice"
+        )
+    if strict and before is not after:
+        length = len(before.ids) - 1 + len(before.source)
+        raise ValueError(
+            f"{_called(example)} is {length} tokens long: the model reads {room}; "
+            "ask for fewer shots, or leave --strict out to cut it on the left"
+        )
+
+
+def _called(example: Example) -> str:
+    return f"{example.task or 'example'} document {example.doc_id} ({example.shots} shots)"
+
+
+def score(model: Model, prepared: Prepared, *, mask: object = None) -> pd.DataFrame:
+    """One row per example: what the model answers, and whether it is right.
+
+    Columns: task, shots, doc_id, group, gold, predicted (−1 where no right answer was produced),
+    acc, acc_norm, exact_match, truncated, loglik (list: nats of every choice).
+
+    `mask` is only named in errors. Raises ValueError for a log-likelihood that is not finite, with
+    the example, and for a model in training mode.
+    """
+    values, greedy = log_likelihoods(model, prepared)
+    bad = np.flatnonzero(~np.isfinite(values))
+    if len(bad):
+        owner = bisect(prepared.offsets, bad[0]) - 1
+        under = f" under the mask {mask}" if mask is not None else ""
+        raise ValueError(
+            f"the log-likelihood of choice {bad[0] - prepared.offsets[owner]} of "
+            f"{_called(prepared.examples[owner])} is {values[bad[0]]}{under}: "
+            "check the weights and the dtype (float16 overflows)"
+        )
+    return _graded(prepared, values, greedy)
+
+
+def log_likelihoods(
+    model: Model, prepared: Prepared
+) -> tuple[Float[np.ndarray, "choice"], Bool[np.ndarray, "choice"]]:
+    """(nats of every choice, whether all its tokens are arg-max), in the order of `offsets`.
+
+    Sums are taken in fp64 over fp32 log-probabilities. Nothing is checked but the training mode.
+    """
+    if model.model.training:
+        raise ValueError("scoring of a model in training mode asked for: call .eval() first")
+    count = prepared.offsets[-1]
+    values, greedy = np.zeros(count), np.ones(count, dtype=bool)
+    with torch.no_grad():
+        for batch in prepared.batches:
+            log_p, best = token_log_p(slot_logits(model, batch, prepared.layout), batch)
+            owners = batch.entry_owner.numpy()
+            np.add.at(values, owners, log_p.double().cpu().numpy())
+            np.logical_and.at(greedy, owners, best.cpu().numpy())
+    return values, greedy
+
+
+def answer_losses(model: Model, prepared: Prepared, batch: Batch) -> Float[Tensor, "example"]:
+    """−(1/T) Σ_t log p(y_t | …) of each row's answer y, differentiable, in the order of the rows.
+
+    For gradients with respect to gates: prepare with `answers_only=True` and `layout="rows"`
+    ("encoder" for an encoder-decoder), so that a row is an example. Raises ValueError when not.
+    """
+    count = len(batch.ids)
+    if prepared.layout == "tree" or len(batch.entry_owner.unique()) != count:
+        raise ValueError(
+            "losses of examples that share a row asked for: prepare with answers_only=True and "
+            "layout='rows'"
+        )
+    log_p, _ = token_log_p(slot_logits(model, batch, prepared.layout, shared=False), batch)
+    rows = (batch.slots[batch.entry_slot] // batch.ids.shape[1]).to(log_p.device)
+    sums = torch.zeros(count, device=log_p.device).index_add(0, rows, log_p)
+    return -sums / torch.bincount(rows, minlength=count)
+
+
+def _graded(
+    prepared: Prepared, values: Float[np.ndarray, "choice"], greedy: Bool[np.ndarray, "choice"]
+) -> pd.DataFrame:
+    import pandas as pd
+
+    rows = []
+    for i, example in enumerate(prepared.examples):
+        first, last = prepared.offsets[i], prepared.offsets[i + 1]
+        predicted, marks = example.marks(values[first:last], greedy[first:last])
+        rows.append(
+            {
+                "task": example.task,
+                "shots": example.shots,
+                "doc_id": example.doc_id,
+                "group": example.group,
+                "gold": example.gold,
+                "predicted": predicted,
+                **{metric: marks.get(metric, float("nan")) for metric in METRICS},
+                "truncated": prepared.truncated[i],
+                "loglik": values[first:last].tolist(),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def summarise(frame: pd.DataFrame) -> pd.DataFrame:
+    """Mean and standard error (σ/√n, as lm-eval has it) of every metric, per task and shots.
+
+    Columns: task, shots, metric, value, stderr, examples. Metrics a task has not are left out; the
+    standard error of one example is unknown, not zero.
+    """
+    long = frame.melt(["task", "shots"], list(METRICS), "metric", "value").dropna(subset="value")
+    grouped = long.groupby(["task", "shots", "metric"], sort=False)["value"]
+    return grouped.agg(value="mean", stderr="sem", examples="size").reset_index()
