@@ -7,8 +7,10 @@ block by block, `generate` (the encoder runs once, the decoder many times) and e
 
     completed(block) ≤ fired(place) ≤ started(block)
 
-The two bounds differ only where a forward is cut short: non-reentrant gradient checkpointing
-recomputes a block in the backward pass and stops as soon as it has what it needs.
+Only firings inside a call of the block count. Gradient checkpointing runs its insides again in the
+backward pass: edits apply there too, or the gradients would be wrong, but transformers recomputes
+`forward`, not the call. Older versions repeat the call and cut it short as soon as they have what
+they need; that raises only the upper bound.
 """
 
 from __future__ import annotations
@@ -69,14 +71,17 @@ class _Block:
         self.path = path
         self.started, self.completed = _Count(device), _Count(device)
         self.shape: tuple[int, ...] = ()
+        self.running = False
 
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.started.add()
         hidden = args[0] if args else kwargs["hidden_states"]
         self.shape = hidden.shape[:2]
+        self.running = True
 
     def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self.completed.add()
+        self.running = False
 
 
 class _Hook:
@@ -88,7 +93,8 @@ class _Hook:
 
     def _apply(self, tensor: Tensor) -> Tensor | None:
         """The edit on [batch, pos, ...]: OPT's FFN sees its tokens as one axis of batch·pos."""
-        self.fired.add()
+        if self.block.running:
+            self.fired.add()
         if not self.place.per_token or tensor.ndim > 2:
             return self.edit(tensor)
         edited = self.edit(tensor.unflatten(0, self.block.shape))

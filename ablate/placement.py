@@ -85,7 +85,7 @@ def load(
     was asked, what is true and what to do.
     """
     source, local = resolve(name_or_path)
-    with _one_line(name_or_path), _quiet(source):
+    with _one_line(name_or_path, local), _quiet(source):
         config = transformers.AutoConfig.from_pretrained(
             source, local_files_only=local, trust_remote_code=False
         )
@@ -97,7 +97,7 @@ def load(
         "attn_implementation": attn_implementation,
         "offload_folder": None if offload_folder is None else str(offload_folder),
     }
-    with _one_line(name_or_path), _quiet(source):
+    with _one_line(name_or_path, local), _quiet(source):
         model, info = _auto_class(config).from_pretrained(
             source,
             config=config,
@@ -232,15 +232,14 @@ def _require_modules(model: nn.Module, device_map: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def _one_line(name: str | Path) -> Iterator[None]:
+def _one_line(name: str | Path, local: bool) -> Iterator[None]:
     """Turn what loading raises for unusable input into one ValueError line."""
     try:
         yield
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise ValueError(
-            f"cannot load {name}: {reason} (a model is a checkpoint folder, a hub id or {_known()})"
-        ) from error
+        hint = "" if local else f"; {name} is neither a folder nor {_known()}"
+        raise ValueError(f"cannot load {name}: {reason}{hint}") from error
 
 
 @contextmanager
