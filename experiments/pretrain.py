@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from experiments.config import RunOptions, command_line
 
 if TYPE_CHECKING:
-    import pandas as pd
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -96,8 +95,7 @@ class Pretraining(RunOptions):
 
     def run(self, folder: RunFolder) -> Outcome:
         """Train (or take up the checkpoint), measure, write the model and its record."""
-        from experiments.plots import curve, styled
-        from experiments.report import Report
+        from experiments.pretrain_report import curve_frame, figures, report
         from experiments.run_folder import Outcome
 
         folder.create()
@@ -106,10 +104,14 @@ class Pretraining(RunOptions):
         final = record["curve"][-1]
         outcome = Outcome(
             f"validation loss {final['validation_loss']:.3f} nat after {record['tokens_seen']:,} "
-            f"tokens; the best head matches prefixes with {final['prefix_matching']:.2f}",
-            {"model": str(folder.path / "model")},
+            f"tokens; the best head matches prefixes with {final['prefix_matching']:.2f}, and the "
+            f"second copy of random tokens costs "
+            f"{final['second_copy_loss'] / final['first_copy_loss']:.0%} of the first",
+            {"model": str(folder.path / "model"), **final},
         )
-        return outcome
+        made = folder.finish(outcome, frame, figures=figures(frame), report=report(record))
+        (folder.path / "checkpoint.safetensors").unlink()  # the model folder is the result
+        return made
 
     def train(self, path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, Any]]:
         """Everything but the run folder's bookkeeping: works in `path`, resumes what it finds."""
@@ -291,14 +293,6 @@ class Pretraining(RunOptions):
             **facts,
             "curve": trainer.rows,
         }
-
-
-def curve_frame(curve: list[dict[str, float]]) -> pd.DataFrame:
-    """The training curve as tidy rows: step, tokens, metric, value."""
-    import pandas as pd
-
-    wide = pd.DataFrame(curve).drop(columns="seconds")
-    return wide.melt(id_vars=["step", "tokens"], var_name="metric", value_name="value")
 
 
 def _write_model(

@@ -74,7 +74,7 @@ class Count(NamedTuple):
 def average_curves(examples: pd.DataFrame, generator: np.random.Generator) -> list[Curve]:
     """The average curve of every (ranking, seed) in `examples`.
 
-    Columns used: task, shots, ranking, seed, removed, group, doc, acc. Rows of the ranking
+    Columns used: task, shots, ranking, seed, removed, group, doc_id, acc. Rows of the ranking
     ``whole`` (nothing removed) start every curve. All curves share their resamples.
     """
     whole = examples[examples.ranking == "whole"]
@@ -85,7 +85,7 @@ def average_curves(examples: pd.DataFrame, generator: np.random.Generator) -> li
         key = (str(ranking), int(seed))
         for _, of_task in pd.concat([whole, rows]).groupby("task", sort=True):
             wide = of_task.pivot_table(
-                index=["group", "doc"], columns=["removed", "shots"], values="acc"
+                index=["group", "doc_id"], columns=["removed", "shots"], values="acc"
             )
             # Shots are averaged per example: [doc, step].
             steps = wide.T.groupby(level="removed").mean().T

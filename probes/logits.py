@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -22,6 +22,7 @@ CHUNK = 2**24
 """Logits turned to fp32 at a time."""
 
 
+@runtime_checkable
 class Model(Protocol):
     """A loaded model and its tokenizer: a HookedModel, or anything with these two."""
 

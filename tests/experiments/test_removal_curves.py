@@ -22,7 +22,7 @@ def examples(right: dict[tuple[str, int, str, int], list[int]], group_size: int 
                     "seed": 0,
                     "removed": removed,
                     "group": doc // group_size,
-                    "doc": doc,
+                    "doc_id": doc,
                     "acc": float(acc),
                 }
             )

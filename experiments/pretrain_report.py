@@ -1,0 +1,87 @@
+"""What does a pretraining run look like to a reader: loss and induction against tokens?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from experiments.plots import curve, panels
+from experiments.report import Report
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PANELS: Mapping[str, tuple[str, Mapping[str, str]]] = {
+    "held-out text": (
+        "nats per token",
+        {
+            "validation_loss": "all positions",
+            "early_loss": "positions 20–60",
+            "late_loss": "positions 400–500",
+        },
+    ),
+    "random tokens, repeated": (
+        "nats per token",
+        {"first_copy_loss": "first copy", "second_copy_loss": "second copy"},
+    ),
+    "attention": (
+        "prefix-matching score",
+        {"prefix_matching": "best head", "layer0_prefix_matching": "best head of layer 0"},
+    ),
+}
+"""Title -> (unit, metric -> label)."""
+
+
+def curve_frame(rows: Sequence[Mapping[str, float]]) -> pd.DataFrame:
+    """The training curve as tidy rows: step, tokens, metric, value."""
+    wide = pd.DataFrame(rows).drop(columns="seconds")
+    return wide.melt(id_vars=["step", "tokens"], var_name="metric", value_name="value")
+
+
+def figures(frame: pd.DataFrame) -> Mapping[str, Figure]:
+    """One figure: what the model learned, against tokens."""
+    figure, axes = panels(1, len(PANELS), width=4.2)
+    for ax, (title, (unit, labels)) in zip(axes[0], PANELS.items(), strict=True):
+        rows = frame[frame.metric.isin(labels)]
+        rows = rows.assign(metric=rows.metric.map(labels), millions=rows.tokens / 1e6)
+        curve(
+            rows,
+            x="millions",
+            group="metric",
+            title=title,
+            xlabel="million tokens",
+            ylabel=unit,
+            ax=ax,
+        )
+    return {"training": figure}
+
+
+def report(record: Mapping[str, Any]) -> Report:
+    """The page of a run, from its training record."""
+    first, last = record["curve"][0], record["curve"][-1]
+    return Report(
+        title="Does this model learn in context, and since when?",
+        question=(
+            f"A decoder of {record['parameters']:,} parameters was trained on "
+            f"{record['tokens_seen']:,} tokens ({record['epochs']:.1f} epochs of "
+            f"{record['unique_tokens_in_corpus']:,}) of the corpus `{record['corpus']['name']}`. "
+            f"The mix: {record['training_mix']}."
+        ),
+        findings=[
+            f"{name.replace('_', ' ')}: {value:.3f} (at the first measurement {first[name]:.3f})."
+            for name, value in last.items()
+            if name not in ("step", "tokens", "seconds")
+        ],
+        captions={
+            "training": "Held-out loss by position, loss on repeated random tokens, and the best "
+            "head's attention to the token that followed the last occurrence, during training."
+        },
+        caveats=[
+            "One seed: when induction appears differs from seed to seed.",
+            "Rows that repeat a span were part of the training mix, so the model was helped to "
+            "copy; a model of plain text may get there later, or otherwise.",
+            "Measured on the weights rounded to bf16, as they are saved.",
+        ],
+    )

@@ -1,0 +1,315 @@
+"""Which heads does in-context learning need? (after Bansal et al. 2023, arXiv 2212.09095)
+
+Gradient importance of every head on each task and shot count, masks from least to most important,
+accuracy at each step on examples that had no say in the order, beside random orders and the order
+of the weights' size; and every head removed alone, which is what importance estimates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from experiments.config import ModelOptions
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from ablate import Fill, Head, HookedModel, Mask
+    from ablate.pruning import Ranking
+    from experiments.run_folder import Outcome, RunFolder
+    from probes.scoring import Prepared
+
+CRITICAL = 3
+"""Heads that cost most alone, measured again on reporting examples."""
+
+
+@dataclass(frozen=True)
+class HeadPruning(ModelOptions):
+    """Prune attention heads, least important first, and chart what in-context learning loses.
+
+    $ ablate prune --model stdlib-opt --tasks pair_mapping --shots 0 5
+    """
+
+    tasks: tuple[str, ...] = ()
+    """Built-in tasks, lm-eval tasks, or folders of lm-eval YAML files; all built-in if empty."""
+    shots: tuple[int, ...] = (0, 5)
+    """Numbers of demonstrations in the prompt."""
+    fractions: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+    """Shares of the heads removed."""
+    convention: Literal["gate", "token"] = "gate"
+    """Importance: |Σ_t ∂L/∂ξ_t| (gate) or Σ_t |∂L/∂ξ_t| (token)."""
+    fill: Literal["zero", "mean"] = "zero"
+    """What stands in for a removed head's output."""
+    random_orders: int = 3
+    """Random orders to compare with; their seeds follow --seed."""
+    tolerance: float = 0.02
+    """Fall of the average accuracy that the headline allows."""
+    limit: int | None = 50
+    """Use at most this many examples of each task, for selection and again for reporting."""
+    strict: bool = False
+    """Refuse prompts longer than the context instead of cutting their beginning."""
+
+    def __post_init__(self) -> None:
+        for fraction in self.fractions:
+            if not 0 <= fraction <= 1:
+                raise ValueError(f"--fractions {fraction:g} asked for: give shares in [0, 1]")
+        if not self.shots or min(self.shots) < 0:
+            raise ValueError(f"--shots {self.shots} asked for: give numbers from 0 up")
+        if self.limit is not None and self.limit < 2:
+            raise ValueError(f"--limit {self.limit} asked for: give at least 2 examples a task")
+        if self.random_orders < 1:
+            raise ValueError(
+                "--random-orders 0 asked for: a ranking without control proves nothing"
+            )
+        if not 0 <= self.tolerance <= 1:
+            raise ValueError(f"--tolerance {self.tolerance:g} asked for: give one in [0, 1]")
+
+    def run(self, folder: RunFolder) -> Outcome:
+        """Importance and each head alone on selection examples; curves on reporting examples."""
+        import pandas as pd
+        from tqdm import tqdm
+
+        from experiments.prune_findings import findings_of
+        from experiments.prune_report import figures, report
+
+        model = self._load()
+        conditions = self._conditions(model)
+        folder.create()
+        steps = len([f for f in self.fractions if f > 0]) * (2 + self.random_orders)
+        passes = len(conditions) * (2 + len(model.heads) + 1 + CRITICAL + steps)
+        with tqdm(total=passes, unit="pass", desc="prune") as bar:
+            fill = self._fill(model, conditions)
+            chosen = [self._select(folder, model, c, fill, bar) for c in conditions]
+            critical = most_costly(pd.concat([alone for _, alone in chosen]), CRITICAL)
+            scored = [
+                self._report(folder, model, condition, importance, critical, fill, bar)
+                for condition, (importance, _) in zip(conditions, chosen, strict=True)
+            ]
+        findings = findings_of(
+            self,
+            model,
+            importance=pd.concat([importance for importance, _ in chosen], ignore_index=True),
+            examples=pd.concat([*(alone for _, alone in chosen), *scored], ignore_index=True),
+            critical=critical,
+            chances={c.task: c.chance for c in conditions},
+            truncated=sum(c.truncated for c in conditions),
+        )
+        findings.examples.to_parquet(folder.path / "examples.parquet", index=False)
+        return folder.finish(
+            findings.outcome, findings.metrics, figures=figures(findings), report=report(findings)
+        )
+
+    def _load(self) -> HookedModel:
+        import torch
+
+        from ablate import HookedModel
+
+        dtype = None if self.dtype == "auto" else getattr(torch, self.dtype)
+        return HookedModel.from_pretrained(self.model, dtype=dtype, device_map=self.device_map)
+
+    def _conditions(self, model: HookedModel) -> list[Condition]:
+        """Every (task, shots) with its two disjoint sets of examples, tokenised."""
+        from probes.scoring import prepare
+        from probes.tasks import load_tasks
+
+        conditions = []
+        for shots in self.shots:
+            sides: list[dict[str, Prepared]] = []
+            for split in ("selection", "test"):
+                tasks = load_tasks(self.tasks, shots, split=split, limit=self.limit, seed=self.seed)
+                sides.append(
+                    {t.name: prepare(model, t.examples, strict=self.strict) for t in tasks}
+                )
+            for task, selection in sides[0].items():
+                answers = prepare(
+                    model,
+                    selection.examples,
+                    answers_only=True,
+                    layout="rows" if selection.layout == "tree" else selection.layout,
+                )
+                conditions.append(Condition(task, shots, selection, answers, sides[1][task]))
+        return conditions
+
+    def _fill(self, model: HookedModel, conditions: Sequence[Condition]) -> Literal["zero"] | Fill:
+        """What stands in for a removed head, from the selection examples of all conditions."""
+        from ablate.fills import mean_fill
+        from probes.logits import inputs_of
+
+        if self.fill == "zero":
+            return "zero"
+        answers = [condition.answers for condition in conditions]
+        return mean_fill(
+            model, (inputs_of(model, batch, a.layout) for a in answers for batch in a.batches)
+        )
+
+    def _select(
+        self,
+        folder: RunFolder,
+        model: HookedModel,
+        condition: Condition,
+        fill: Literal["zero"] | Fill,
+        bar: Any,
+    ) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """Importance rows, and every selection example with each head removed alone."""
+        import pandas as pd
+
+        from ablate import Mask
+        from ablate.importance import gradient_importance
+        from probes.scoring import answer_losses
+
+        importance = folder.partial(f"{condition.key}-importance")
+        if importance is None:
+            measured = gradient_importance(
+                model,
+                condition.answers.batches,
+                lambda batch: answer_losses(model, condition.answers, batch),
+            )
+            importance = measured.frame().assign(task=condition.task, shots=condition.shots)
+            folder.keep(f"{condition.key}-importance", importance)
+        bar.update()
+        alone = folder.partial(f"{condition.key}-alone")
+        if alone is None:
+            masks = [Ablation("whole", 0, Mask()), *(alone_without(h) for h in model.heads)]
+            rows = self._scored(model, condition, "selection", masks, fill, bar)
+            alone = pd.concat(rows, ignore_index=True)
+            folder.keep(f"{condition.key}-alone", alone)
+        else:
+            bar.update(1 + len(model.heads))
+        return importance, alone
+
+    def _report(
+        self,
+        folder: RunFolder,
+        model: HookedModel,
+        condition: Condition,
+        importance: pd.DataFrame,
+        critical: Sequence[Head],
+        fill: Literal["zero"] | Fill,
+        bar: Any,
+    ) -> pd.DataFrame:
+        """Every reporting example at every step of every ranking, and without critical heads."""
+        import pandas as pd
+
+        from ablate import Mask
+        from ablate.pruning import nested_masks
+
+        kept = folder.partial(f"{condition.key}-curves")
+        fractions = [f for f in self.fractions if f > 0]
+        ablations = [Ablation("whole", 0, Mask()), *(alone_without(h) for h in critical)]
+        for name, seed, ranking in self._rankings(model, importance):
+            masks = nested_masks(ranking, fractions)
+            ablations += [Ablation(name, seed, mask) for mask in masks]
+        if kept is not None:
+            bar.update(len(ablations))
+            return kept
+        rows = self._scored(model, condition, "test", ablations, fill, bar)
+        folder.keep(f"{condition.key}-curves", frame := pd.concat(rows, ignore_index=True))
+        return frame
+
+    def _rankings(
+        self, model: HookedModel, importance: pd.DataFrame
+    ) -> Iterator[tuple[str, int, Ranking]]:
+        """Orders of the heads, least important first: (name, seed, ranking)."""
+        import torch
+
+        from ablate.pruning import random_ranking, ranked, weight_magnitudes
+
+        rows = importance[importance.convention == self.convention]
+        scores = dict(zip(rows.component, rows.value, strict=True))
+        yield "importance", self.seed, ranked({h: scores[str(h)] for h in model.heads})
+        norms = weight_magnitudes(model)
+        yield "magnitude", self.seed, ranked({h: norms[h] for h in model.heads})
+        for seed in range(self.seed, self.seed + self.random_orders):
+            # One order a seed for all tasks: the average is then of one and the same pruned model.
+            yield "random", seed, random_ranking(model.heads, torch.Generator().manual_seed(seed))
+
+    def _scored(
+        self,
+        model: HookedModel,
+        condition: Condition,
+        split: Literal["selection", "test"],
+        ablations: Sequence[Ablation],
+        fill: Literal["zero"] | Fill,
+        bar: Any,
+    ) -> Iterator[pd.DataFrame]:
+        """One frame an ablation: a row an example, right or wrong, and its loss."""
+        from probes.scoring import score
+
+        prepared = condition.selection if split == "selection" else condition.test
+        for ablation in ablations:
+            with model.ablated(ablation.mask, fill=fill):
+                frame = score(model, prepared, mask=ablation.mask)
+            bar.set_postfix_str(f"{condition.key} {ablation.ranking}", refresh=False)
+            bar.update()
+            losses = [-row[gold] for row, gold in zip(frame.loglik, frame.gold, strict=True)]
+            yield frame[["doc_id", "group", "acc", "acc_norm", "exact_match"]].assign(
+                loss=losses,
+                task=condition.task,
+                shots=condition.shots,
+                split=split,
+                ranking=ablation.ranking,
+                seed=ablation.seed,
+                component=ablation.component,
+                removed=len(ablation.mask),
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class Condition:
+    """One task at one number of shots, with examples to choose by and others to report on."""
+
+    task: str
+    shots: int
+    selection: Prepared
+    answers: Prepared
+    """The selection examples with their right answers only, an example a row: for gradients."""
+    test: Prepared
+
+    @property
+    def key(self) -> str:
+        """Name of its shards."""
+        return f"{self.task}-{self.shots}"
+
+    @property
+    def chance(self) -> float:
+        """Expected accuracy of a blind guess."""
+        examples = self.test.examples
+        return sum(1 / len(example.choices) for example in examples) / len(examples)
+
+    @property
+    def truncated(self) -> int:
+        """Prompts that lost their beginning."""
+        return self.selection.n_truncated + self.test.n_truncated
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """A mask, and by which ranking (and seed) it came to be."""
+
+    ranking: str
+    seed: int
+    mask: Mask
+    component: str = ""
+
+
+def alone_without(head: Head) -> Ablation:
+    """The ablation of one head alone."""
+    from ablate import Mask
+
+    return Ablation("alone", 0, Mask([head]), str(head))
+
+
+def most_costly(alone: pd.DataFrame, count: int) -> list[Head]:
+    """The heads whose removal alone costs most accuracy, averaged over conditions.
+
+    Equal costs (accuracies are coarse) are told apart by the rise of the loss.
+    """
+    from ablate.components import Head, parse_component
+
+    means = alone.groupby(["ranking", "component", "task", "shots"])[["acc", "loss"]].mean()
+    means = means.groupby(["ranking", "component"]).mean()
+    order = means.loc["alone"].sort_values(["acc", "loss"], ascending=[True, False])
+    heads = [parse_component(str(name)) for name in order.index[:count]]
+    return [head for head in heads if isinstance(head, Head)]
