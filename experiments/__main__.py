@@ -33,17 +33,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # help was printed, or the arguments were refused
         return stop.code if isinstance(stop.code, int) else 0
     name = next(name for name, known in STUDIES.items() if known is type(study))
+    folder = RunFolder.for_study(name, study)
+    again = folder.finished
     try:
         folder, outcome = run_study(name, study)
     except KeyboardInterrupt:
-        path = RunFolder.for_study(name, study).path
-        _complain("interrupted" + (f"; the same command resumes {path}" if path.exists() else ""))
+        resumes = f"; the same command resumes {folder.path}" if folder.path.exists() else ""
+        _say("interrupted" + resumes)
         return 130
     except (ValueError, LookupError, OSError) as error:
         if not _is_about_arguments(error):
             raise
-        _complain(_one_line(error))
+        _say(_one_line(error))
         return 2
+    if again:
+        _say(f"finished before, on {folder.environment()['started']}; remove its folder to repeat")
+    _say(f"report in {folder.path / 'report.html'}")
     print(outcome.line(folder.path))
     return 0
 
@@ -65,7 +70,7 @@ def parse(words: Sequence[str]) -> Study:
         with contextlib.redirect_stderr(boxed):
             return _cli(words)
     except SystemExit:
-        _complain(_unboxed(boxed.getvalue()))
+        _say(_unboxed(boxed.getvalue()))
         raise
     finally:
         del os.environ["COLUMNS"]
@@ -120,7 +125,7 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(message).split()) or type(error).__name__
 
 
-def _complain(message: str) -> None:
+def _say(message: str) -> None:
     print(f"ablate: {message}", file=sys.stderr)
 
 

@@ -34,11 +34,15 @@ def complaint(capsys: pytest.CaptureFixture[str]) -> str:
 
 def test_last_line_is_the_outcome(capsys, tmp_path: Path):
     assert cli.main(["count", "--numbers", "4", "5"]) == 0
-    line = json.loads(capsys.readouterr().out.splitlines()[-1])
+    first = capsys.readouterr()
+    line = json.loads(first.out.splitlines()[-1])
     assert line["headline"] == "counted to 5"
     assert (Path(line["run"]) / "metrics.parquet").exists()
+    assert first.err == f"ablate: report in {line['run']}/report.html\n"
     assert cli.main(["count", "--numbers", "4", "5"]) == 0
-    assert json.loads(capsys.readouterr().out) == line
+    second = capsys.readouterr()
+    assert json.loads(second.out) == line
+    assert second.err.startswith("ablate: finished before, on 20")
 
 
 @pytest.mark.parametrize(
