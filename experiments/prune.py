@@ -74,7 +74,7 @@ class HeadPruning(ModelOptions):
         from experiments.prune_findings import findings_of
         from experiments.prune_report import figures, report
 
-        model = self._load()
+        model = self.load_model()
         conditions = self._conditions(model)
         folder.create()
         steps = len([f for f in self.fractions if f > 0]) * (2 + self.random_orders)
@@ -100,14 +100,6 @@ class HeadPruning(ModelOptions):
         return folder.finish(
             findings.outcome, findings.metrics, figures=figures(findings), report=report(findings)
         )
-
-    def _load(self) -> HookedModel:
-        import torch
-
-        from ablate import HookedModel
-
-        dtype = None if self.dtype == "auto" else getattr(torch, self.dtype)
-        return HookedModel.from_pretrained(self.model, dtype=dtype, device_map=self.device_map)
 
     def _conditions(self, model: HookedModel) -> list[Condition]:
         """Every (task, shots) with its two disjoint sets of examples, tokenised."""
