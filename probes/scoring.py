@@ -131,15 +131,15 @@ def prepare(
         encoded = encode_pairs(tokenizer, pairs, bos=bos)
         whole = [Tokens(head + tail, len(tail)) for head, tail in encoded]
         cut = [_cut(tokens, room) for tokens in whole]
-    owners = np.repeat(np.arange(len(examples)), counts)
+    owners = [i for i, count in enumerate(counts) for _ in range(count)]
     for owner, before, after in zip(owners, whole, cut, strict=True):
         _check_length(examples[owner], before, after, room, strict)
-    shortened = {int(o) for o, a, b in zip(owners, whole, cut, strict=True) if a is not b}
+    shortened = {owner for owner, a, b in zip(owners, whole, cut, strict=True) if a is not b}
     fastest = layout_of(hf_model, max(len(tokens.ids) for tokens in cut))
     layout = layout or fastest
-    if "encoder" in (layout, fastest) and layout != fastest:
+    if layout not in (fastest, "rows") or (fastest == "encoder" and layout == "rows"):
         raise ValueError(
-            f"layout {layout!r} asked for: {type(hf_model).__name__} needs {fastest!r}"
+            f"layout {layout!r} asked for: {type(hf_model).__name__} is exact under {fastest!r}"
         )
     return Prepared(
         tuple(examples),

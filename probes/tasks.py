@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from random import Random
 from typing import Any, Literal
 
@@ -291,7 +292,8 @@ def _example(name: str, task: Any, sampler: _Sampler, doc_id: int, doc: Doc, sho
     pairs = [request.args[:2] for request in requests[: len(options)]]
     golds = _golds(name, task, doc_id, doc, options)
     shared = len({context for context, _ in pairs}) == 1
-    own_rule: Any = task.config.process_results
+    own_rule = task.config.process_results
+    grade: Any = partial(own_rule, doc) if callable(own_rule) else None
     return Example(
         pairs[golds[0]][0],
         tuple(continuation for _, continuation in pairs),
@@ -299,7 +301,7 @@ def _example(name: str, task: Any, sampler: _Sampler, doc_id: int, doc: Doc, sho
         contexts=() if shared else tuple(context for context, _ in pairs),
         lengths=tuple(max(1, len(option)) for option in options),
         golds=golds if len(golds) > 1 else (),
-        grade=(lambda results: own_rule(doc, results)) if callable(own_rule) else None,
+        grade=grade,
         **common,
     )
 
