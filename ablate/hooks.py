@@ -168,7 +168,6 @@ def hooked(hf_model: nn.Module, edits: Mapping[Place, Edit]) -> Iterator[None]:
                 block = _Block(place.block, execution_device(module))
                 blocks[place.block] = block
                 handles.append(module.register_forward_pre_hook(block.before, with_kwargs=True))
-                handles.append(module.register_forward_hook(block.after))
             block = blocks[place.block]
             module = hf_model.get_submodule(place.path)
             hook = _Hook(place, edit, block, execution_device(module))
@@ -180,6 +179,10 @@ def hooked(hf_model: nn.Module, edits: Mapping[Place, Edit]) -> Iterator[None]:
                 if place.where == "input"
                 else module.register_forward_hook(hook.after)
             )
+        # Last, so that a hook on the output of the block itself still counts as inside.
+        for block in blocks.values():
+            module = hf_model.get_submodule(block.path)
+            handles.append(module.register_forward_hook(block.after))
         yield
         for hook in hooks:
             _check(hook)

@@ -8,8 +8,8 @@ from ablate.hooked import HookedModel
 from ablate.masks import Mask
 from tests.families import FAMILIES, inputs_for, output_of, tiny
 
-DOUBLE = ("opt", "gpt2", "falcon", "bert")
-SINGLE_INSIDE = ("llama", "t5-gated", "mamba", "mamba2", "falcon_h1")
+DOUBLE = ("opt", "gpt2", "falcon", "bert", "bart")
+SINGLE_INSIDE = ("llama", "mamba", "mamba2", "falcon_h1")
 """Families whose norms or scans compute in fp32 whatever the dtype."""
 
 
