@@ -53,6 +53,8 @@ class Recorded:
     """The module from whose answer the model's own forward makes logits."""
     answer: type | None
     """The class of that answer; None where there are no logits."""
+    attention: str | None
+    """The attention implementation, for which the masks were made."""
     rows: Int[Tensor, "rows"] | None = None
 
     @property
@@ -102,6 +104,11 @@ class Recorded:
             raise ValueError(
                 f"resid of shape {list(resid.shape)}, recorded {[self.batch, *self.shape[1:]]}: use"
                 " tile() or select() for other rows, record() again for other tokens"
+            )
+        if (now := _attention(self.model)) != self.attention:
+            raise ValueError(
+                f"recorded under {self.attention} attention, the model is now set to {now}, which"
+                " takes other masks: record() again"
             )
         state: tuple[Any, ...] = (resid,)
         for call in self.calls[first:end]:
@@ -362,7 +369,14 @@ class _Tape:
                     " final norm and output projection: name them in anatomy="
                 )
         return Recorded(
-            self.model, self.part, tuple(self.calls), self.kept, self.shape, self.trunk, answer
+            model=self.model,
+            part=self.part,
+            calls=tuple(self.calls),
+            kept=self.kept,
+            shape=self.shape,
+            trunk=self.trunk,
+            answer=answer,
+            attention=_attention(self.model),
         )
 
     def refuse(self, what: str) -> None:
@@ -374,3 +388,7 @@ class _Tape:
 
 def _same(a: Tensor, b: Tensor) -> bool:
     return a is b or torch.allclose(a, b.to(a.device), rtol=0, atol=0, equal_nan=True)
+
+
+def _attention(hf_model: nn.Module) -> str | None:
+    return getattr(getattr(hf_model, "config", None), "_attn_implementation", None)

@@ -480,6 +480,14 @@ def test_refusals_say_what_to_do() -> None:
         recorded.resid(0)
 
 
+def test_masks_made_for_another_attention_are_refused() -> None:
+    model: Any = tiny("llama")
+    recorded = record(model, padded(model, "none"))  # sdpa: no mask, causal by a flag
+    model.set_attn_implementation("eager")  # would look into the future
+    with pytest.raises(ValueError, match="recorded under sdpa attention, the model is now set to"):
+        recorded.run_blocks(0, 1, recorded.resid(0))
+
+
 def test_heads_that_are_not_there_are_refused() -> None:
     encoder: Any = tiny("t5")
     recorded = record(encoder, padded(encoder, "right"), stack="encoder")
