@@ -9,11 +9,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ablate.anatomy import Anatomy, Attention, Blocks, Site, UnknownArchitecture
+    from ablate.anatomy import Anatomy, Attention, Blocks, UnknownArchitecture
     from ablate.components import FFN, Component, Head, KVGroup, Mixer, parse_component
     from ablate.fills import Fill, mean_fill, resample_fill
     from ablate.hooked import HookedModel
     from ablate.masks import Mask
+    from ablate.sites import Site
 
 __all__ = [
     "FFN",
@@ -35,11 +36,12 @@ __all__ = [
 ]
 
 _HOME = {
-    "anatomy": ("Anatomy", "Attention", "Blocks", "Site", "UnknownArchitecture"),
+    "anatomy": ("Anatomy", "Attention", "Blocks", "UnknownArchitecture"),
     "components": ("FFN", "Component", "Head", "KVGroup", "Mixer", "parse_component"),
     "fills": ("Fill", "mean_fill", "resample_fill"),
     "hooked": ("HookedModel",),
     "masks": ("Mask",),
+    "sites": ("Site",),
 }
 """module -> the public names it defines"""
 

@@ -22,7 +22,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from ablate.anatomy import Site
+from ablate.sites import Site
 
 if TYPE_CHECKING:
     from ablate.hooked import HookedModel

@@ -26,11 +26,12 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from ablate.anatomy import Anatomy, Attention, Site, anatomy_of, base_path, block_name, find, sites
+from ablate.anatomy import Anatomy, anatomy_of, base_path, find
 from ablate.components import FFN, Component, Head, KVGroup, Mixer
-from ablate.hooks import Edit, Place, execution_device, hooked
+from ablate.hooks import Edit, Place, execution_device, hooked, is_hooked
 from ablate.masks import Mask
 from ablate.placement import DeviceMap, load
+from ablate.sites import Site, block_name, sites
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -127,6 +128,10 @@ class HookedModel:
         Raises ValueError for a component this model does not have, RuntimeError on exit if a
         touched site did not fire in every forward.
         """
+        if isinstance(fill, str) and fill != "zero":
+            raise ValueError(
+                f"no fill {fill!r}: use 'zero', or collect one with mean_fill or resample_fill"
+            )
         removed = self.expand(mask)
         gates: dict[str, Tensor] = {}
         edits: dict[Place, Edit] = {}
@@ -137,7 +142,7 @@ class HookedModel:
             device = execution_device(self.model.get_submodule(site.path))
             gate = torch.tensor(keep if site.kind == "head" else keep[0], device=device)
             gates[site.name] = gate
-            stand_in = None if fill == "zero" else fill.at(site, device)
+            stand_in = None if isinstance(fill, str) else fill.at(site, device)
             edits[_place(site)] = _gate(site, gate, stand_in)
         with hooked(self.model, edits):
             yield gates
@@ -241,7 +246,8 @@ class HookedModel:
         """A TransformerLens bridge over a deep copy of the model, under eager attention.
 
         For interactive work: it holds a second copy of all weights and slows small models down.
-        Raises ValueError for an offloaded model, whose weights cannot be copied.
+        Raises ValueError for an offloaded model, whose weights cannot be copied, and inside a
+        context, whose hooks would be copied for good.
         """
         from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
 
@@ -249,6 +255,11 @@ class HookedModel:
             raise ValueError(
                 f"{self.name} has offloaded weights, which a bridge cannot copy: "
                 "load it without offload, or use capture() and ablated(), which work offloaded"
+            )
+        if is_hooked(self.model):
+            raise ValueError(
+                f"a bridge asked for while {self.name} is ablated, gated or captured: leave the "
+                "context first, and hook the bridge itself"
             )
         twin: Any = copy.deepcopy(self.model)
         twin.set_attn_implementation("eager")
@@ -300,34 +311,29 @@ class HookedModel:
         return asked
 
     def _capture_points(self) -> Iterator[tuple[Place, Site | None]]:
-        """Every place `capture` knows, with the site whose heads split it."""
-        rows: dict[str, Attention] = {}
+        """Every place `capture` knows, with the site that splits it into heads."""
         for stack in self.anatomy.stacks:
             path = base_path(self.model, stack.path)
             blocks = find(self.model, path)
             for layer, (key, _) in enumerate(blocks.named_children() if blocks else ()):
                 block, name = f"{path}.{key}", block_name(stack.stack, layer)
-                for attention in (stack.attention, stack.cross):
-                    if attention is not None:
-                        rows[f"{block}.{attention.module}"] = attention
                 yield Place(f"{name}.hook_resid_pre", block, "input", block), None
                 yield Place(f"{name}.hook_resid_post", block, "output", block), None
         for site in self.sites:
             yield _place(site), site
-            if site.kind == "head":
-                row = rows[site.attention]
+            if site.row is not None:
                 stem = site.name.removesuffix(".hook_z")
                 pattern = Place(
                     f"{stem}.hook_pattern",
                     site.attention,
                     "output",
                     site.block,
-                    element=row.pattern,
+                    element=site.row.pattern,
                     per_token=False,
-                    request=row.pattern_on_request,
+                    request=site.row.pattern_on_request,
                 )
                 yield pattern, None
-                # TransformerLens has blocks.3.hook_attn_out and decoder_blocks.3.self_attn.hook_out
+                # As TransformerLens: blocks.3.hook_attn_out, but decoder_blocks.3.self_attn.…
                 stem = stem.removesuffix(".attn")
                 yield Place(f"{stem}.hook_attn_out", site.path, "output", site.block), None
 

@@ -139,6 +139,15 @@ def execution_device(module: nn.Module) -> torch.device:
     return torch.device("cpu")
 
 
+def is_hooked(hf_model: nn.Module) -> bool:
+    """Is a context of ours open on this model?"""
+    return any(
+        isinstance(getattr(hook, "__self__", None), _Block)
+        for module in hf_model.modules()
+        for hook in module._forward_pre_hooks.values()
+    )
+
+
 def _let_compiled_code_see_hooks() -> None:
     """By default torch.compile does not check for hooks put on or taken off after compilation: a
     model compiled outside would run without the edits inside, and one compiled inside would keep

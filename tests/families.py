@@ -8,6 +8,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import transformers as hf
 from torch import Tensor, nn
@@ -92,7 +94,7 @@ _T5 = {
     "eos_token_id": 1,
 }
 
-CONFIGS: dict[str, tuple[str, str, dict[str, object]]] = {
+CONFIGS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "opt": ("OPTForCausalLM", "OPTConfig", _OPT),
     "opt-350m": (
         "OPTForCausalLM",

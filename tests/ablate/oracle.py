@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from ablate.anatomy import Site
 from ablate.components import Head
+from ablate.sites import Site
 
 _LAST = ("fc2", "c_proj", "dense_4h_to_h", "down_proj", "wo", "output.dense")
 

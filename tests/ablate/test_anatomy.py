@@ -16,9 +16,10 @@ from ablate.anatomy import (
     anatomy_of,
     base_path,
     find,
-    sites,
 )
 from ablate.components import FFN, Head, Mixer
+from ablate.hooked import HookedModel
+from ablate.sites import sites
 from tests.families import CONFIGS, FAMILIES, HEADS, TWO_STACKS, tiny
 
 
@@ -114,8 +115,6 @@ def test_wrong_head_width_is_refused():
 @pytest.mark.parametrize("family", ["opt", "gpt2", "gpt_neox", "bloom", "falcon", "falcon-7b"])
 def test_where_the_values_live(family):
     """z of head h with uniform attention on itself is its value: position 0 sees only itself."""
-    from ablate.hooked import HookedModel
-
     model = tiny(family)
     hooked = HookedModel(model)
     (stack,) = hooked.anatomy.stacks

@@ -153,6 +153,13 @@ def test_the_bridge_is_over_a_copy():
     assert hf_model.config._attn_implementation == "sdpa"
 
 
+def test_no_bridge_inside_a_context():
+    model = HookedModel(tiny("opt"))
+    mask = Mask.parse("L0H1")
+    with pytest.raises(ValueError, match="leave the context first"), model.ablated(mask):
+        model.to_bridge()
+
+
 def test_transformer_lens_ablates_the_same_head():
     model = HookedModel(tiny("opt", attention="eager"))
     ids = tokens()

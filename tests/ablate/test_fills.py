@@ -181,3 +181,11 @@ def test_refusals():
     mask = Mask.parse("L3H0")
     with pytest.raises(ValueError, match="no mean for blocks.3"), other.ablated(mask, fill=fill):
         pass
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_an_unknown_fill_is_refused():
+    model = HookedModel(tiny("opt"))
+    mask = Mask.parse("L0H1")
+    with pytest.raises(ValueError, match="no fill 'mean': use 'zero'"), model.ablated(mask, "mean"):
+        pass
