@@ -303,7 +303,7 @@ def _annotate(ax: Axes, matrix: np.ndarray[Any, Any], image: Any, digits: int) -
         if np.isfinite(score):
             red, green, blue = to_rgb(image.to_rgba(score)[:3])
             light = 0.299 * red + 0.587 * green + 0.114 * blue > 0.55
-            text = f"{score:.{digits}f}".replace("-", "−")
+            text = f"{round(score, digits) + 0.0:.{digits}f}".replace("-", "−")  # no −0.0
             ax.text(
                 column,
                 row,

@@ -93,7 +93,7 @@ def numbers(column: Sequence[float]) -> list[str]:
     def text(value: float) -> str:
         if not math.isfinite(value):
             return "–" if math.isnan(value) else f"{value}"
-        return f"{value:.3g}" if vanishing else f"{value:,.{decimals}f}"
+        return f"{value:.3g}" if vanishing else f"{value + 0.0:,.{decimals}f}"
 
     return [text(float(v)).replace("-", "−").replace(",", "\u202f") for v in column]
 

@@ -62,6 +62,8 @@ def test_heatmap_hatches_heads_that_are_not_there_and_centres_signs():
     (patch,) = axes.patches
     assert patch.get_xy() == (1.5, 0.5)
     assert "−1.0" in {text.get_text() for text in axes.texts}
+    tiny: Any = plots.head_heatmap(SCORES.assign(value=-0.001), limits=(-1, 1), digits=1)
+    assert {text.get_text() for text in tiny.texts} == {"0.0"}
 
 
 def test_heatmap_keeps_limits_given_and_numbers_off_many_heads():
