@@ -46,8 +46,6 @@ class Attention:
     head, its query heads, then k, then v (one query head per group: NeoX's and Bloom's q k v)."""
     pattern: int = 1
     """Place of the attention pattern in the output of `module` under eager attention."""
-    pattern_on_request: bool = False
-    """The pattern is returned only to a call with output_attentions=True."""
 
 
 @dataclass(frozen=True)
@@ -210,19 +208,8 @@ _BLOOM = Blocks(
     embeddings=("word_embeddings", "word_embeddings_layernorm"),
     final_norm="ln_f",
 )
-_FALCON = Blocks(
-    "h",
-    Attention(
-        _FUSED.module,
-        _FUSED.out,
-        qkv=_FUSED.qkv,
-        layout="grouped",
-        pattern_on_request=True,
-    ),
-    ffn="mlp",
-    embeddings=("word_embeddings",),
-    final_norm="ln_f",
-)
+_FALCON = Blocks("h", _FUSED, ffn="mlp", embeddings=("word_embeddings",), final_norm="ln_f")
+
 FAMILIES: dict[str, Anatomy] = {
     row.family: row
     for row in (

@@ -330,7 +330,6 @@ class HookedModel:
                     site.block,
                     element=site.row.pattern,
                     per_token=False,
-                    request=site.row.pattern_on_request,
                 )
                 yield pattern, None
                 # As TransformerLens: blocks.3.hook_attn_out, but decoder_blocks.3.self_attn.…

@@ -40,8 +40,6 @@ class Place:
     """Which element of a tuple output."""
     per_token: bool = True
     """Whether the tensor has batch and pos axes (an attention pattern has not)."""
-    request: bool = False
-    """Ask the module for its attentions."""
 
 
 class _Count:
@@ -99,9 +97,6 @@ class _Hook:
             return self.edit(tensor)
         edited = self.edit(tensor.unflatten(0, self.block.shape))
         return None if edited is None else edited.flatten(0, 1)
-
-    def ask(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-        return args, kwargs | {"output_attentions": True}
 
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if args:
@@ -181,8 +176,6 @@ def hooked(hf_model: nn.Module, edits: Mapping[Place, Edit]) -> Iterator[None]:
             module = hf_model.get_submodule(place.path)
             hook = _Hook(place, edit, block, execution_device(module))
             hooks.append(hook)
-            if place.request:
-                handles.append(module.register_forward_pre_hook(hook.ask, with_kwargs=True))
             handles.append(
                 module.register_forward_pre_hook(hook.before, with_kwargs=True)
                 if place.where == "input"

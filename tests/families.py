@@ -127,6 +127,11 @@ CONFIGS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "FalconConfig",
         _FALCON | {"new_decoder_architecture": True, "num_kv_heads": 2},
     ),
+    "falcon-rw": (
+        "FalconForCausalLM",
+        "FalconConfig",
+        _FALCON | {"alibi": True, "multi_query": False, "parallel_attn": False},
+    ),
     "falcon-7b": ("FalconForCausalLM", "FalconConfig", _FALCON | {"multi_query": True}),
     "bert": ("BertForMaskedLM", "BertConfig", _BERT),
     "bert-bare": ("BertModel", "BertConfig", _BERT),

@@ -53,7 +53,15 @@ def test_every_block_has_its_branches(family):
 
 @pytest.mark.parametrize(
     ("family", "groups"),
-    [("opt", 4), ("gpt2", 4), ("llama", 2), ("gpt_neox", 4), ("falcon", 2), ("falcon-7b", 1)],
+    [
+        ("opt", 4),
+        ("gpt2", 4),
+        ("llama", 2),
+        ("gpt_neox", 4),
+        ("falcon", 2),
+        ("falcon-7b", 1),
+        ("falcon-rw", 4),
+    ],
 )
 def test_key_value_groups(family, groups):
     assert {site.kv_groups for site in sites(tiny(family)) if site.kind == "head"} == {groups}
@@ -112,7 +120,9 @@ def test_wrong_head_width_is_refused():
         sites(tiny("opt"), row)
 
 
-@pytest.mark.parametrize("family", ["opt", "gpt2", "gpt_neox", "bloom", "falcon", "falcon-7b"])
+@pytest.mark.parametrize(
+    "family", ["opt", "gpt2", "gpt_neox", "bloom", "falcon", "falcon-7b", "falcon-rw"]
+)
 def test_where_the_values_live(family):
     """z of head h with uniform attention on itself is its value: position 0 sees only itself."""
     model = tiny(family)
