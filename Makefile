@@ -5,6 +5,7 @@
 PYTHON := $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
+SHELL := bash
 RUNS ?= runs
 WORKERS ?= 2
 
