@@ -20,27 +20,19 @@ from pathlib import Path
 from random import Random
 
 from experiments.corpora import Document, load_corpus
-from experiments.scenes import (
-    DEMONSTRATIONS,
-    QUERIES,
-    Scene,
-    continuations,
-    identifiers,
-    mapping,
-    minimal_pairs,
-    scenes,
-    vocabulary,
-)
+from experiments.questions import continuations, identifiers, minimal_pairs
+from experiments.scenes import DEMONSTRATIONS, QUERIES, Scene, mapping, scenes, vocabulary
 
 FOLDER = Path(__file__).parents[1] / "probes" / "builtin_tasks"
 FILE_TASKS = {
-    "code_continuation": continuations,
-    "identifier_recall": identifiers,
-    "minimal_pairs": minimal_pairs,
+    "code_continuation": (continuations, 3, 3),
+    "identifier_recall": (identifiers, 3, 1),
+    "minimal_pairs": (minimal_pairs, 1, 3),
 }
-MAPPINGS = {"pair_mapping": ("{} =", " {}"), "dict_lookup": ("    '{}':", " '{}',")}
+"""Task → what asks, how many wrong answers there are, how far demonstrations stand apart."""
+MAPPINGS = {"pair_mapping": ("{}", " {}"), "call_mapping": ("{}(", "{})")}
 """Task → how the key and the label of a pair are written."""
-SCENES_OF_A_FILE = 12
+SCENES_OF_A_FILE = 14
 """At most; otherwise three large files would make half of the examples."""
 
 
@@ -94,12 +86,14 @@ class TaskMaking:
         self, documents: Sequence[Document], side: str, count: int
     ) -> Iterator[tuple[str, list[Scene]]]:
         """(task, scenes) for every task, from the documents of one side."""
-        for task, ask in FILE_TASKS.items():
+        for task, (ask, wrong, gap) in FILE_TASKS.items():
             random = Random(f"{self.seed} {task} {side}")
             found = [
                 scene
                 for document in documents
-                for scene in islice(scenes(document, ask, random), SCENES_OF_A_FILE)
+                for scene in islice(
+                    scenes(document, ask, random, wrong=wrong, gap=gap), SCENES_OF_A_FILE
+                )
             ]
             if len(found) < count:
                 raise ValueError(

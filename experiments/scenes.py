@@ -1,46 +1,36 @@
-"""What can be asked about a source file that the file's own earlier lines help to answer?
+"""Which demonstrations make a question about a file easier, and can be shared by several?
 
 A *scene* is a stretch of one file: up to eight demonstrations in the order of the file, then five
 queries that come after them and share them. Sharing is what makes a study cheap: the
-demonstrations of five prompts are read once. Choices that compete with the answer come from the
-same file, so that a word's frequency in Python at large does not give the answer away.
+demonstrations of five prompts are read once. Where a file is asked about its names, the answer
+holds a name that the last five demonstrations hold and the query does not, and so does one wrong
+answer at most: without demonstrations the names of this file cannot be known.
 
 The one exception is the mapping, whose key → label pairs are drawn anew for every scene: nothing
 but the demonstrations can answer it.
 
-Where it misleads: five queries of a scene share a file and its style, so their errors are not
+Where it misleads: the five queries of a scene share a file and its style, so their errors are not
 independent and a binomial standard error is somewhat too small.
 """
 
 from __future__ import annotations
 
-import ast
-import io
 import keyword
 import re
-import tokenize
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 from experiments.corpora import Document
+from experiments.questions import Question, is_telling
 
 DEMONSTRATIONS = 8
 QUERIES = 5
-SCOPE_ROWS = 60
-"""A name is in scope when it stands in this many rows before the query."""
+REACH = 120
+"""Rows from the last demonstration to the last query, at most."""
 
-
-@dataclass(frozen=True)
-class Question:
-    """A query, its answer and the wrong choices, at a row of a file (counted from 1)."""
-
-    row: int
-    query: str
-    answer: str
-    wrong: tuple[str, ...] = ()
-    answered_by: int | None = None
+Ask = Callable[[Document, Random], Iterator[list[Question]]]
+"""Goes through a file and yields the questions that can be asked at a row."""
 
 
 @dataclass(frozen=True)
@@ -52,231 +42,97 @@ class Scene:
     queries: tuple[Question, ...]
 
     def record(self, random: Random) -> dict[str, object]:
-        """As one JSON line; the place of the answer among the choices is drawn here."""
+        """As one JSON line. Where answers stand among the choices is drawn here: every place once
+        before any place twice, so that no place is right more often than another."""
+        places: list[int] = []
+        queries = []
+        for question in self.queries:
+            if not places:
+                places = random.sample(range(len(question.wrong) + 1), len(question.wrong) + 1)
+            queries.append(_placed(question, places.pop(), random))
         return {
             "file": self.file,
             "demonstrations": [[d.query, d.answer] for d in self.demonstrations],
-            "queries": [_shuffled(question, random) for question in self.queries],
+            "queries": queries,
         }
 
 
-def _shuffled(question: Question, random: Random) -> dict[str, object]:
-    choices = [question.answer, *question.wrong]
-    random.shuffle(choices)
+def _placed(question: Question, place: int, random: Random) -> dict[str, object]:
+    choices = random.sample(question.wrong, len(question.wrong))
+    choices.insert(place, question.answer)
     found: dict[str, object] = {
         "row": question.row,
         "query": question.query,
         "choices": choices,
-        "gold": choices.index(question.answer),
+        "gold": place,
     }
     if question.answered_by is not None:
         found["answered_by"] = question.answered_by
     return found
 
 
-@dataclass(frozen=True)
-class Line:
-    """A statement that fills one physical line: its row, its raw text, its tokens."""
-
-    row: int
-    text: str
-    tokens: tuple[tokenize.TokenInfo, ...]
-
-    @property
-    def indent(self) -> int:
-        """Columns before the first character."""
-        return len(self.text) - len(self.text.lstrip())
-
-
-def code_lines(text: str) -> dict[int, Line]:
-    """Row → line, for every statement on a row of its own that is more than a string.
-
-    Empty when the file is no valid Python (some test files are broken on purpose).
-    """
-    try:
-        ast.parse(text)
-    except (SyntaxError, ValueError):
-        return {}
-    raw = text.splitlines()
-    lines: dict[int, Line] = {}
-    statement: list[tokenize.TokenInfo] = []
-    for token in tokenize.generate_tokens(io.StringIO(text).readline):
-        if token.type in (tokenize.COMMENT, tokenize.NL, tokenize.INDENT, tokenize.DEDENT):
-            continue
-        if token.type != tokenize.NEWLINE:
-            statement.append(token)
-            continue
-        row = statement[0].start[0] if statement else 0
-        one_row = statement and statement[-1].end[0] == row and row <= len(raw)
-        if one_row and any(t.type != tokenize.STRING for t in statement):
-            lines[row] = Line(row, raw[row - 1].rstrip(), tuple(statement))
-        statement = []
-    return lines
-
-
 def scenes(
-    document: Document, ask: Callable[[Document, Random], Iterator[Question]], random: Random
+    document: Document, ask: Ask, random: Random, *, wrong: int = 3, gap: int = 1
 ) -> Iterator[Scene]:
-    """Cut the questions of a file, in order, into scenes whose demonstrations come first.
+    """Scenes of a file, in order, whose questions have `wrong` wrong answers each.
 
-    A scene with a query that stands in one of its demonstrations is left out.
+    With three of them, questions are about names (see the module's docstring); with one, any
+    question will do. Demonstrations stand at least `gap` rows apart.
     """
-    window: deque[Question] = deque(maxlen=DEMONSTRATIONS + QUERIES)
-    fresh = -DEMONSTRATIONS
-    for question in ask(document, random):
-        window.append(question)
-        fresh += 1
-        if fresh < QUERIES:
-            continue
-        fresh = 0
-        shown, asked = tuple(window)[:DEMONSTRATIONS], tuple(window)[DEMONSTRATIONS:]
-        text = "\n".join(d.query + d.answer for d in shown)
-        if not any(question.query.strip() in text for question in asked):
-            yield Scene(document.path, shown, asked)
-
-
-def continuations(document: Document, random: Random) -> Iterator[Question]:
-    """Two lines of code; which line comes next? The wrong ones are as deeply indented."""
-    lines = code_lines(document.text)
-    by_indent: dict[int, list[Line]] = {}
-    for line in lines.values():
-        by_indent.setdefault(line.indent, []).append(line)
-    last = 0
-    for row, line in lines.items():
-        before = [lines[r] for r in (row - 2, row - 1) if r in lines]
-        query = "\n".join(previous.text for previous in before)
-        if len(before) < 2 or row - 2 <= last or len(query) > 110:
-            continue
-        if not 12 <= len(line.text.strip()) <= 50:
-            continue
-        near = {previous.text for previous in before} | {line.text}
-        rivals = [
-            other.text
-            for other in by_indent[line.indent]
-            if other.text not in near and abs(other.row - row) > 8
-        ]
-        rivals = sorted(set(rivals), key=lambda text: abs(len(text) - len(line.text)))[:24]
-        if len(rivals) >= 3:
-            last = row
-            wrong = tuple(f"\n{text}" for text in random.sample(rivals, 3))
-            yield Question(row, query, f"\n{line.text}", wrong)
-
-
-def identifiers(document: Document, random: Random) -> Iterator[Question]:
-    """A line up to a name; which name in scope comes next? One question per line at most."""
-    lines = code_lines(document.text)
-    heard: list[tuple[int, str, bool]] = []
-    for row, line in lines.items():
-        names = [
-            (i, token)
-            for i, token in enumerate(line.tokens)
-            if token.type == tokenize.NAME
-            and not keyword.iskeyword(token.string)
-            and len(token.string) >= 3
-            and token.string not in ("self", "cls")
-        ]
-        scope = {(name, dotted) for at, name, dotted in heard if row - SCOPE_ROWS <= at < row}
-        options = []
-        for i, token in names:
-            dotted = i > 0 and line.tokens[i - 1].string == "."
-            query = line.text[: token.start[1]]
-            rivals = sorted(
-                name
-                for name, other in scope
-                if other == dotted and name != token.string and name not in line.text
-            )
-            known = (token.string, dotted) in scope and token.string not in query
-            if known and 6 <= len(query.strip()) <= 50 and len(rivals) >= 3:
-                options.append((query, token.string, rivals))
-        if options:
-            query, answer, rivals = random.choice(options)
-            # Trailing blanks belong to the choice, where tokenizers put them.
-            blank = query[len(query.rstrip()) :]
-            wrong = tuple(blank + name for name in random.sample(rivals, 3))
-            yield Question(row, query.rstrip(), blank + answer, wrong)
-        heard += [
-            (row, token.string, i > 0 and line.tokens[i - 1].string == ".") for i, token in names
-        ]
-
-
-_KEYWORDS = ("in", "is", "not", "and", "or", "if", "else", "for", "as", "import", "def", "with")
-_CLOSERS = {"(": ")", "[": "]", "{": "}"}
-
-
-def corruptions(line: Line, random: Random) -> Iterator[str]:
-    """Wrong versions of a line, one of each kind that applies, in random order.
-
-    Kinds: a closing bracket dropped, doubled or of another shape; a keyword for another; an
-    operator dropped; a colon too few or too many; one level of indentation off. Both longer and
-    shorter lines come out, so that length alone does not tell.
-    """
-    text, tokens = line.text, line.tokens
-
-    def replaced(token: tokenize.TokenInfo, new: str) -> str:
-        return text[: token.start[1]] + new + text[token.end[1] :]
-
-    kinds = {
-        "bracket": [
-            replaced(token, new)
-            for token in _far_closers(tokens)
-            for new in ("", token.string * 2, *sorted(set(")]}") - {token.string}))
-        ],
-        "keyword": [
-            replaced(token, new)
-            for token in tokens
-            for new in _KEYWORDS
-            if token.string in _KEYWORDS and new != token.string
-        ],
-        "operator": [
-            replaced(token, "")
-            for token in tokens[1:-1]
-            if token.type == tokenize.OP and token.string in ("=", ",", "+", "==", ".", "%")
-        ],
-        "colon": [text[:-1] if text.endswith(":") else f"{text}:"],
-        "indent": [f"    {text}", text[4:] if line.indent >= 4 else f"    {text}"],
-    }
-    found = [random.choice(versions) for versions in kinds.values() if versions]
-    random.shuffle(found)
-    yield from found
-
-
-def _far_closers(tokens: Sequence[tokenize.TokenInfo]) -> list[tokenize.TokenInfo]:
-    """Closing brackets with at least two tokens between them and the one they close."""
-    opened: list[int] = []
-    far = []
-    for i, token in enumerate(tokens):
-        if token.string in _CLOSERS:
-            opened.append(i)
-        elif token.string in _CLOSERS.values() and opened and i - opened.pop() > 2:
-            far.append(token)
-    return far
-
-
-def minimal_pairs(document: Document, random: Random) -> Iterator[Question]:
-    """Two lines of code; which of two third lines is valid? The other breaks the file's syntax."""
-    lines = code_lines(document.text)
-    raw = document.text.splitlines()
-    last = 0
-    for row, line in lines.items():
-        before = [lines[r].text for r in (row - 2, row - 1) if r in lines]
-        query = "\n".join(before)
-        if len(before) < 2 or row - 2 <= last or len(query) > 110:
-            continue
-        if not 12 <= len(line.text.strip()) <= 60:
-            continue
-        for wrong in corruptions(line, random):
-            if not _parses("\n".join([*raw[: row - 1], wrong, *raw[row:]])):
-                last = row
-                yield Question(row, query, f"\n{line.text}", (f"\n{wrong}",))
+    rows = list(ask(document, random))
+    start = 0
+    while start < len(rows):
+        shown: list[Question] = []
+        asked: list[Question] = []
+        first = last = start
+        for at, options in enumerate(rows[start:], start):
+            row = options[0].row
+            if len(shown) < DEMONSTRATIONS:
+                if not shown or row >= shown[-1].row + gap:
+                    shown.append(random.choice(options))
+                    first = at
+                continue
+            if len(asked) == QUERIES or row > shown[-1].row + REACH:
                 break
+            if row >= shown[-1].row + gap:
+                asked += _chosen(options, shown, wrong, random)
+                last = at
+        if len(asked) == QUERIES:
+            plain = tuple(replace(question, wrong=()) for question in shown)
+            yield Scene(document.path, plain, tuple(asked))
+            # The next demonstrations may have been queries here.
+            start = max(start + 1, last - (first - start))
+        elif len(shown) == DEMONSTRATIONS:
+            start = max(start + 1, first - DEMONSTRATIONS // 2)
+        else:
+            break
 
 
-def _parses(text: str) -> bool:
-    try:
-        ast.parse(text)
-    except (SyntaxError, ValueError):
-        return False
-    return True
+def _chosen(
+    options: Sequence[Question], shown: Sequence[Question], wrong: int, random: Random
+) -> list[Question]:
+    """One of the options with its wrong answers drawn, or none if no option fits."""
+    text = "\n".join(question.query + question.answer for question in shown)
+    known = _names("\n".join(q.query + q.answer for q in shown[-QUERIES:]))
+    for question in random.sample(options, len(options)):
+        if question.query.strip() in text:
+            continue
+        if wrong == 1:
+            return [replace(question, wrong=(random.choice(question.wrong),))]
+        fresh = known - _names(question.query)
+        if not fresh & _names(question.answer):
+            continue
+        related = [answer for answer in question.wrong if fresh & _names(answer)]
+        unrelated = [answer for answer in question.wrong if not fresh & _names(answer)]
+        drawn = random.sample(related, min(1, len(related)))
+        if len(unrelated) >= wrong - len(drawn):
+            drawn += random.sample(unrelated, wrong - len(drawn))
+            return [replace(question, wrong=tuple(drawn))]
+    return []
+
+
+def _names(text: str) -> set[str]:
+    return {word for word in re.findall(r"[A-Za-z_]\w+", text) if is_telling(word)}
 
 
 def vocabulary(documents: Sequence[Document]) -> list[str]:

@@ -22,8 +22,8 @@ from typing import Any
 from probes.task_files import local_data, task_names
 
 BUILTIN = (
+    "call_mapping",
     "code_continuation",
-    "dict_lookup",
     "identifier_recall",
     "minimal_pairs",
     "pair_mapping",
