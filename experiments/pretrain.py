@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from experiments.config import RunOptions, command_line
+from experiments.config import NOT_HASHED, RunOptions
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,6 +46,8 @@ class Pretraining(RunOptions):
     """Entries of the byte-level BPE vocabulary."""
     corpus: str = "stdlib"
     """'stdlib', or a folder of text files; split into train and validation by file."""
+    start_from: str = ""
+    """Go on from a model that this study wrote (its folder, on the same corpus); empty: scratch."""
     tokens: int = 24_000_000
     """Tokens to train on, repeated epochs counted."""
     batch: int = 8
@@ -64,6 +66,8 @@ class Pretraining(RunOptions):
     """Dtype of matrix products; auto measures which is faster here."""
     device: str = "auto"
     """Torch device; auto takes CUDA when there is one."""
+    save_every: float = field(default=60.0, metadata=NOT_HASHED)
+    """Seconds between checkpoints."""
 
     def __post_init__(self) -> None:
         if self.d_model % self.heads:
@@ -110,12 +114,16 @@ class Pretraining(RunOptions):
             {"model": str(folder.path / "model"), **final},
         )
         made = folder.finish(outcome, frame, figures=figures(frame), report=report(record))
-        (folder.path / "checkpoint.safetensors").unlink()  # the model folder is the result
+        (folder.path / "checkpoint.safetensors").unlink(
+            missing_ok=True
+        )  # the model folder is the result
         return made
 
     def train(self, path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, Any]]:
         """Everything but the run folder's bookkeeping: works in `path`, resumes what it finds."""
         from tqdm import tqdm
+
+        from experiments.pretrain_record import training_record, write_model
 
         trainer, tokenizer, rows, held_out, facts = self._prepare(path)
         if trainer.resume():
@@ -130,7 +138,7 @@ class Pretraining(RunOptions):
             file=_stderr(),
         )
         mean_loss = None
-        for loss in trainer.run():
+        for loss in trainer.run(save_every=self.save_every):
             mean_loss = loss if mean_loss is None else 0.98 * mean_loss + 0.02 * loss
             bar.update(self.batch * self.context)
             bar.set_postfix(loss=f"{mean_loss:.3f}", refresh=False)
@@ -141,8 +149,8 @@ class Pretraining(RunOptions):
         if not trainer.rows or trainer.rows[-1]["step"] < self.steps:
             self._measure(trainer, tokenizer, held_out, None)
             trainer.save()
-        record = self._record(trainer, rows, facts)
-        _write_model(model, tokenizer, record, path / "model", held_out, facts)
+        record = training_record(self, trainer, rows, facts)
+        write_model(model, tokenizer, record, path / "model", held_out)
         return model, tokenizer, record
 
     def _prepare(
@@ -152,8 +160,12 @@ class Pretraining(RunOptions):
         from transformers import OPTConfig, OPTForCausalLM
 
         from experiments import corpora, tokens, training
+        from experiments.pretrain_record import copy_tokenizer, earlier_record, load_weights
 
         corpus = corpora.load_corpus(self.corpus, seed=0)
+        earlier = earlier_record(self.start_from, corpus.digest) if self.start_from else None
+        if earlier is not None:
+            copy_tokenizer(Path(self.start_from), path / "model")
         tokenizer = tokens.train_tokenizer(
             [d.text for d in corpus.train], self.vocab, path / "model"
         )
@@ -199,6 +211,8 @@ class Pretraining(RunOptions):
             pad_token_id=tokens.SPECIAL.index(tokens.PAD),
         )
         model: torch.nn.Module = OPTForCausalLM(config)
+        if earlier is not None:
+            load_weights(model, Path(self.start_from))
         model.to(device)
         facts = {
             "corpus": {
@@ -211,12 +225,13 @@ class Pretraining(RunOptions):
             "train_tokens_sha256": tokens.digest(stream),
             "unique_tokens_in_corpus": len(stream),
             "parameters": sum(p.numel() for p in model.parameters()),
+            "earlier": earlier,
         }
         identity = {
             "study": {
                 k: v
                 for k, v in dataclasses.asdict(self).items()
-                if k not in ("runs", "precision", "device")
+                if k not in ("runs", "precision", "device", "save_every") and (k != "start_from" or v)
             },
             "train_tokens_sha256": facts["train_tokens_sha256"],
         }
@@ -261,61 +276,6 @@ class Pretraining(RunOptions):
                 **in_context_measurements(model, tokenizer, held_out, self.context, limit),
             }
         )
-
-    def _record(self, trainer: Trainer, rows: Rows, facts: dict[str, Any]) -> dict[str, Any]:
-        import platform
-        import sys
-        from importlib.metadata import version
-
-        import torch
-
-        epochs = rows.epochs(self.steps)
-        return {
-            "command": command_line("pretrain", self),
-            "python": sys.version.split()[0],
-            "platform": platform.platform(),
-            "versions": {p: version(p) for p in ("torch", "transformers", "tokenizers", "numpy")},
-            "threads": torch.get_num_threads(),
-            "device": str(trainer.device),
-            "precision": "bfloat16" if trainer.autocast is not None else "float32",
-            "saved_dtype": "bfloat16",
-            "seed": self.seed,
-            "tokens_seen": trainer.tokens,
-            "unique_tokens": min(facts["unique_tokens_in_corpus"], trainer.tokens),
-            "epochs": epochs,
-            "seconds": trainer.seconds,
-            "training_mix": (
-                f"{1 - self.repeated_share:.0%} windows of the corpus, {self.repeated_share:.0%} "
-                "rows of one repeated span of 8 to row/2 tokens (half corpus text, half uniformly "
-                f"random tokens); rows of {self.short_rows} tokens for the first "
-                f"{self.short_share:.0%} of the steps, {self.context} after"
-            ),
-            **facts,
-            "curve": trainer.rows,
-        }
-
-
-def _write_model(
-    model: Any,
-    tokenizer: PreTrainedTokenizerBase,
-    record: dict[str, Any],
-    folder: Path,
-    held_out: Tensor,
-    facts: dict[str, Any],
-) -> None:
-    """The Hugging Face folder, in bf16, with its record and its held-out tokens."""
-    import torch
-
-    from experiments.tokens import dumps, save_stream
-
-    model.to(torch.bfloat16).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    save_stream(
-        held_out.numpy().astype("uint16"),
-        folder / "validation.safetensors",
-        corpus_sha256=facts["corpus"]["sha256"],
-    )
-    (folder / "training.json").write_text(dumps(record))
 
 
 def _rounded(model: Any) -> PreTrainedModel:

@@ -12,7 +12,9 @@ from experiments.plots import accuracy_curves, head_heatmap, panels, style
 from experiments.report import Report
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
 
     from experiments.prune_findings import Findings
 
@@ -115,7 +117,7 @@ def _importance(findings: Findings) -> Figure:
     return figure
 
 
-def _heatmap(findings: Findings, shots: int, ax: object, title: str) -> None:
+def _heatmap(findings: Findings, shots: int, ax: Axes, title: str) -> None:
     rows = findings.importance
     rows = rows[(rows.shots == shots) & (rows.convention == findings.study.convention)]
     mean = rows.groupby(["layer", "head"], as_index=False)["value"].mean()
@@ -159,7 +161,7 @@ def _alone(findings: Findings) -> Figure:
     return figure
 
 
-def _outline(x: int, y: int) -> object:
+def _outline(x: int, y: int) -> Rectangle:
     from matplotlib.patches import Rectangle
 
     return Rectangle((x - 0.46, y - 0.46), 0.92, 0.92, fill=False, edgecolor="black", linewidth=1.6)

@@ -36,14 +36,18 @@ def in_context_measurements(
 ) -> dict[str, float]:
     """Held-out loss and what in-context copying there is (nats; scores in [0, 1]).
 
-    validation_loss: mean next-token loss over held-out windows (at most `limit` tokens).
+    validation_loss: mean next-token loss over held-out windows (`limit` tokens of them, evenly
+        spread, or all).
     early_loss, late_loss: mean loss at positions 20–60 and 400–500 of those windows.
     first_copy_loss, second_copy_loss: on random tokens repeated, lengths 25 … context/4.
     prefix_matching: the best head's score; layer0_prefix_matching: the best of layer 0.
     """
     bos = tokenizer.bos_token_id
     assert isinstance(bos, int)
-    rows = windows(held_out, context, bos=bos, limit=limit and max(1, limit // context))
+    rows = windows(held_out, context, bos=bos)
+    if limit is not None:  # spread over all files, so that it estimates what all windows give
+        count = max(1, min(len(rows), limit // context))
+        rows = rows[torch.linspace(0, len(rows) - 1, count).round().long()]
     losses = loss_by_position(model, rows)
     result = {
         "validation_loss": float(losses.mean()),

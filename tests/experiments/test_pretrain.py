@@ -94,3 +94,78 @@ def test_a_finished_run_trains_no_further(trained: Path, corpus: Path):
 def test_bad_options_are_refused(options: dict[str, float], words: str):
     with pytest.raises(ValueError, match=words):
         Pretraining(**options)
+
+
+def test_the_command_leaves_a_finished_run_without_its_checkpoint(
+    corpus: Path, tmp_path: Path, capsys
+):
+    from experiments.__main__ import main
+
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in TINY.items()]
+    arguments = ["pretrain", *options, "--corpus", str(corpus), "--runs", str(tmp_path)]
+    assert main(arguments) == 0
+    line = json.loads(capsys.readouterr().out.splitlines()[-1])
+    run = Path(line["run"])
+    assert (run / "metrics.parquet").exists()
+    assert (run / "figures" / "training.png").exists()
+    assert (Path(line["model"]) / "model.safetensors").exists()
+    assert not (run / "checkpoint.safetensors").exists()
+
+
+def test_going_on_from_a_model_starts_where_it_ended(trained: Path, corpus: Path, tmp_path: Path):
+    earlier = json.loads((trained / "model" / "training.json").read_text())
+    options = TINY | {"tokens": 2_000, "rate": 1e-9, "seed": 1}
+    start = str(trained / "model")
+    Pretraining(**options, corpus=str(corpus), start_from=start).train(tmp_path)
+    record = json.loads((tmp_path / "model" / "training.json").read_text())
+    # A rate of nearly 0 leaves the loss where it was; tokens and curve go on.
+    last, before = record["curve"][-1], earlier["curve"][-1]
+    assert last["validation_loss"] == pytest.approx(before["validation_loss"], abs=1e-3)
+    assert record["tokens_seen"] == earlier["tokens_seen"] + 8 * 4 * 64
+    assert last["tokens"] == record["tokens_seen"]
+    assert record["curve"][: len(earlier["curve"])] == earlier["curve"]
+    assert record["earlier"]["command"] == earlier["command"]
+
+
+def test_going_on_refuses_other_shapes_and_other_corpora(
+    trained: Path, corpus: Path, tmp_path: Path
+):
+    start = str(trained / "model")
+    with pytest.raises(ValueError, match="same shape options"):
+        Pretraining(**(TINY | {"d_model": 32}), corpus=str(corpus), start_from=start).train(
+            tmp_path / "a"
+        )
+    with pytest.raises(ValueError, match="another corpus"):
+        Pretraining(**TINY, start_from=start).train(tmp_path / "b")
+    with pytest.raises(ValueError, match="no training.json"):
+        Pretraining(**TINY, corpus=str(corpus), start_from=str(corpus)).train(tmp_path / "c")
+
+
+@pytest.mark.faults
+def test_kill_9_at_any_moment_changes_nothing(corpus: Path, tmp_path: Path):
+    """Kill the command again and again; the weights are those of the run left alone."""
+    import random
+    import subprocess
+    import sys
+    import time
+
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in TINY.items()]
+    command = [sys.executable, "-m", "experiments", "pretrain", *options, "--save-every", "0"]
+    command += ["--corpus", str(corpus)]
+
+    def weights(runs: Path) -> bytes:
+        (model,) = runs.glob("pretrain/*/model/model.safetensors")
+        return model.read_bytes()
+
+    subprocess.run([*command, "--runs", str(tmp_path / "whole")], check=True)
+    kills, draw = 0, random.Random(0)
+    while not list(tmp_path.glob("killed/pretrain/*/metrics.parquet")):
+        process = subprocess.Popen([*command, "--runs", str(tmp_path / "killed")])
+        time.sleep(draw.uniform(4, 12))
+        if process.poll() is None:
+            process.kill()
+            kills += 1
+        process.wait()
+        assert kills < 40, "the run never came to its end"
+    assert kills > 0
+    assert weights(tmp_path / "killed") == weights(tmp_path / "whole")

@@ -1,0 +1,103 @@
+"""Where do the README's numbers come from? From this: `make readme` puts them there.
+
+Between `<!-- name -->` and `<!-- /name -->` stands what a command made: the demo's last line and
+figure (`ablate prune` with no option), and what was measured of the bundled model (its training
+record, and the demo's accuracies of the whole model).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from experiments.config import ZOO
+from experiments.prune import HeadPruning
+from experiments.run_folder import run_study
+
+ROOT = Path(__file__).parent.parent
+FIGURE = ROOT / "experiments" / "findings" / "prune_demo.png"
+
+
+def demo_block(line: Mapping[str, Any]) -> str:
+    """The demo's last line, a key a row."""
+    shown = {key: value for key, value in line.items() if key != "run"}
+    return f"```json\n{json.dumps(shown, indent=1, ensure_ascii=False)}\n```"
+
+
+def zoo_block(record: Mapping[str, Any], baseline: pd.DataFrame) -> str:
+    """What the bundled model can do, as a table; `baseline` has task, shots, accuracy, stderr."""
+    last = record["curve"][-1]
+    rows = [
+        ("held-out loss", f"{last['validation_loss']:.2f} nat per token"),
+        (
+            "loss at positions 400–500 against 20–60, held-out files",
+            f"{last['late_loss']:.2f} against {last['early_loss']:.2f} nat",
+        ),
+        (
+            "loss on random tokens, second copy against first",
+            f"{last['second_copy_loss']:.2f} against {last['first_copy_loss']:.2f} nat "
+            f"({last['second_copy_loss'] / last['first_copy_loss']:.0%})",
+        ),
+        (
+            "prefix-matching score, best head (best of layer 0)",
+            f"{last['prefix_matching']:.2f} ({last['layer0_prefix_matching']:.2f})",
+        ),
+    ]
+    for task, of_task in baseline.groupby("task", sort=False):
+        scores = "; ".join(
+            f"{row.shots} shots {100 * row.accuracy:.0f} ± {100 * 1.96 * row.stderr:.0f} %"
+            for row in of_task.itertuples()
+        )
+        rows.append((f"accuracy, {str(task).replace('_', ' ')}", scores))
+    body = "\n".join(f"| {name} | {value} |" for name, value in rows)
+    return f"| measured | |\n|---|---|\n{body}"
+
+
+def replaced(text: str, name: str, block: str) -> str:
+    """`text` with `block` between the marks called `name`. ValueError without the marks."""
+    pattern = rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)"
+    new, count = re.subn(pattern, lambda m: m[1] + block + m[2], text, flags=re.DOTALL)
+    if count != 1:
+        raise ValueError(f"README.md has {count} places between the marks {name}: it needs one")
+    return new
+
+
+def zoo_accuracies(examples: int | None = 400) -> pd.DataFrame:
+    """Accuracy of the bundled model on every built-in task: task, shots, accuracy, stderr.
+
+    The standard error treats the examples that share a text as one cluster.
+    """
+    from ablate import HookedModel
+    from experiments.statistics import mean_and_stderr
+    from probes.scoring import score_choices
+    from probes.tasks import load_tasks
+
+    model = HookedModel.from_pretrained(HeadPruning().model)
+    rows = []
+    for shots in HeadPruning().shots:
+        for task in load_tasks(shots=shots, limit=examples):
+            frame = score_choices(model, task.examples)
+            accuracy, stderr = mean_and_stderr(frame.acc, clusters=frame.group)
+            rows.append({"task": task.name, "shots": shots, "accuracy": accuracy, "stderr": stderr})
+    return pd.DataFrame(rows)
+
+
+def main() -> None:
+    """Run the demo (or read its finished run) and put its numbers into the README."""
+    folder, outcome = run_study("prune", HeadPruning())
+    FIGURE.parent.mkdir(exist_ok=True)
+    shutil.copy(folder.path / "figures" / "summary.png", FIGURE)
+    record = json.loads((ZOO / HeadPruning().model / "training.json").read_text())
+    readme = ROOT / "README.md"
+    text = replaced(readme.read_text(), "demo", demo_block(json.loads(outcome.line(folder.path))))
+    readme.write_text(replaced(text, "zoo", zoo_block(record, zoo_accuracies())))
+
+
+if __name__ == "__main__":
+    main()
