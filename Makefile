@@ -12,7 +12,7 @@ WORKERS ?= 2
 export HF_HUB_OFFLINE := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint format notebooks faults bench clean
+.PHONY: readme demo test lint format notebooks faults bench clean
 .DELETE_ON_ERROR:
 
 demo: .venv/.installed
@@ -33,6 +33,10 @@ format: .venv/.installed-test
 
 notebooks: .venv/.installed-test
 	$(BIN)/python -m pytest -q --nbmake -p no:xdist notebooks
+
+# The README's numbers: the demo, and what the bundled model can do.
+readme: .venv/.installed
+	$(BIN)/python -m experiments.readme
 
 faults: .venv/.installed-test
 	$(BIN)/python -m pytest -q -m faults

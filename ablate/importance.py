@@ -28,6 +28,7 @@ from ablate.components import Component
 
 if TYPE_CHECKING:
     import pandas as pd
+
     from ablate.hooked import HookedModel
 
 Convention = Literal["gate", "token"]
@@ -62,7 +63,10 @@ class Importance:
             effects = self._effects(convention)
             means = effects.mean(0).tolist()
             # The standard error of one example is unknown, not zero.
-            spreads = (effects.std(0) / len(effects) ** 0.5).tolist()
+            if len(effects) > 1:
+                spreads = (effects.std(0) / len(effects) ** 0.5).tolist()
+            else:
+                spreads = [float("nan")] * len(means)
             for component, mean, spread in zip(self.components, means, spreads, strict=True):
                 rows.append(
                     {
@@ -104,6 +108,11 @@ def gradient_importance(
             loss = losses(batch)
             _require_finite(loss.detach(), count)
             loss.sum().backward()
+        if all(leaf.grad is None for of_site in leaves.values() for leaf in of_site):
+            raise ValueError(
+                "the loss does not depend on any head, FFN or mixer of this model: `losses` must "
+                "call the model on the batch and return what it says of it"
+            )
         signed, absolute = [], []
         for site in model.sites:
             # [batch, pos, width] per forward; a scorer may call the model more than once.
@@ -123,8 +132,8 @@ def _require_finite(loss: Float[Tensor, "example"], before: int) -> None:
     if len(bad):
         first = int(bad[0])
         raise ValueError(
-            f"the loss of example {before + first} is {float(loss[first])}: importance needs finite "
-            "losses; check the weights and the dtype (float16 overflows)"
+            f"the loss of example {before + first} is {float(loss[first])}: importance needs "
+            "finite losses; check the weights and the dtype (float16 overflows)"
         )
 
 

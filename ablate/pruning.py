@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import torch
@@ -49,7 +50,9 @@ def weight_magnitudes(model: HookedModel) -> dict[Component, float]:
     norms: dict[Component, float] = {}
     for site in model.sites:
         module = model.model.get_submodule(site.path)
-        with align_module_device(module):  # offloaded weights are on no device otherwise
+        with ExitStack() as aligned:  # offloaded weights are on no device otherwise
+            for part in module.modules():
+                aligned.enter_context(align_module_device(part))
             if site.kind == "ffn":
                 squares = [p.detach().double().square().sum() for p in module.parameters()]
                 norms[site.components[0]] = float(torch.stack(squares).sum().sqrt())

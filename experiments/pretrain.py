@@ -2,7 +2,8 @@
 
 Trains an OPT-shaped model from scratch on text that every Python installation carries, measures
 validation loss and induction along the way, and leaves a Hugging Face folder with its training
-record. The bundled model is what this study writes when it is run with no option.
+record. The bundled model is what two runs of this study wrote: one with no option, and one that
+went on from it with longer rows (its training.json has both commands).
 """
 
 from __future__ import annotations
@@ -70,14 +71,16 @@ class Pretraining(RunOptions):
     """Seconds between checkpoints."""
 
     def __post_init__(self) -> None:
+        for name in ("layers", "d_model", "heads", "tokens", "batch", "warmup"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)}: give ≥ 1")
         if self.d_model % self.heads:
             raise ValueError(
                 f"d_model {self.d_model} does not divide into {self.heads} heads: "
                 "give a multiple of --heads"
             )
-        for name in ("layers", "d_model", "heads", "tokens", "batch", "warmup"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)}: give ≥ 1")
+        if not 260 <= self.vocab <= 2**16:
+            raise ValueError(f"--vocab {self.vocab}: give a size from 260 to 65536")
         for name in ("short_share", "repeated_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(
@@ -210,7 +213,7 @@ class Pretraining(RunOptions):
             eos_token_id=bos,
             pad_token_id=tokens.SPECIAL.index(tokens.PAD),
         )
-        model: torch.nn.Module = OPTForCausalLM(config)
+        model: Any = OPTForCausalLM(config)
         if earlier is not None:
             load_weights(model, Path(self.start_from))
         model.to(device)
@@ -231,7 +234,8 @@ class Pretraining(RunOptions):
             "study": {
                 k: v
                 for k, v in dataclasses.asdict(self).items()
-                if k not in ("runs", "precision", "device", "save_every") and (k != "start_from" or v)
+                if k not in ("runs", "precision", "device", "save_every")
+                and (k != "start_from" or v)
             },
             "train_tokens_sha256": facts["train_tokens_sha256"],
         }

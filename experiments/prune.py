@@ -46,7 +46,7 @@ class HeadPruning(ModelOptions):
     """Random orders to compare with; their seeds follow --seed."""
     tolerance: float = 0.02
     """Fall of the average accuracy that the headline allows."""
-    limit: int | None = 50
+    limit: int | None = 30
     """Use at most this many examples of each task, for selection and again for reporting."""
     strict: bool = False
     """Refuse prompts longer than the context instead of cutting their beginning."""
@@ -55,13 +55,17 @@ class HeadPruning(ModelOptions):
         for fraction in self.fractions:
             if not 0 <= fraction <= 1:
                 raise ValueError(f"--fractions {fraction:g} asked for: give shares in [0, 1]")
+        if not any(self.fractions):
+            raise ValueError("no share to remove asked for: give --fractions above 0")
+        if len(set(self.shots)) < len(self.shots):
+            raise ValueError(f"--shots {self.shots} asked for: name each number once")
         if not self.shots or min(self.shots) < 0:
             raise ValueError(f"--shots {self.shots} asked for: give numbers from 0 up")
         if self.limit is not None and self.limit < 2:
             raise ValueError(f"--limit {self.limit} asked for: give at least 2 examples a task")
         if self.random_orders < 1:
             raise ValueError(
-                "--random-orders 0 asked for: a ranking without control proves nothing"
+                f"--random-orders {self.random_orders}: a ranking without control proves nothing"
             )
         if not 0 <= self.tolerance <= 1:
             raise ValueError(f"--tolerance {self.tolerance:g} asked for: give one in [0, 1]")
@@ -75,6 +79,7 @@ class HeadPruning(ModelOptions):
         from experiments.prune_report import figures, report
 
         model = self.load_model()
+        require_one_stack_of_heads(model)
         conditions = self._conditions(model)
         folder.create()
         steps = len([f for f in self.fractions if f > 0]) * (2 + self.random_orders)
@@ -151,6 +156,15 @@ class HeadPruning(ModelOptions):
         from ablate.importance import gradient_importance
         from probes.scoring import answer_losses
 
+        # Scoring comes first: it names the document where a loss is not finite.
+        alone = folder.partial(f"{condition.key}-alone")
+        if alone is None:
+            masks = [Ablation("whole", 0, Mask()), *(alone_without(h) for h in model.heads)]
+            rows = self._scored(model, condition, "selection", masks, fill, bar)
+            alone = pd.concat(rows, ignore_index=True)
+            folder.keep(f"{condition.key}-alone", alone)
+        else:
+            bar.update(1 + len(model.heads))
         importance = folder.partial(f"{condition.key}-importance")
         if importance is None:
             measured = gradient_importance(
@@ -161,14 +175,6 @@ class HeadPruning(ModelOptions):
             importance = measured.frame().assign(task=condition.task, shots=condition.shots)
             folder.keep(f"{condition.key}-importance", importance)
         bar.update()
-        alone = folder.partial(f"{condition.key}-alone")
-        if alone is None:
-            masks = [Ablation("whole", 0, Mask()), *(alone_without(h) for h in model.heads)]
-            rows = self._scored(model, condition, "selection", masks, fill, bar)
-            alone = pd.concat(rows, ignore_index=True)
-            folder.keep(f"{condition.key}-alone", alone)
-        else:
-            bar.update(1 + len(model.heads))
         return importance, alone
 
     def _report(
@@ -266,9 +272,9 @@ class Condition:
 
     @property
     def chance(self) -> float:
-        """Expected accuracy of a blind guess."""
-        examples = self.test.examples
-        return sum(1 / len(example.choices) for example in examples) / len(examples)
+        """Expected accuracy of a blind guess; 0 where the answer is to be produced, not chosen."""
+        right = [len(e.golds or (e.gold,)) / len(e.choices) for e in self.test.examples]
+        return sum(share for share in right if share < 1) / len(right)
 
     @property
     def truncated(self) -> int:
@@ -284,6 +290,17 @@ class Ablation:
     seed: int
     mask: Mask
     component: str = ""
+
+
+def require_one_stack_of_heads(model: HookedModel) -> None:
+    """Refuse what this study's tables and maps cannot show: no heads, or several stacks of them."""
+    stacks = sorted({head.stack for head in model.heads})
+    if stacks != [""]:
+        found = f"heads in {', '.join(stacks)}" if stacks else "no attention heads"
+        raise ValueError(
+            f"{model.name} has {found}: ablate prune shows models with one stack of heads; mask "
+            "others from Python (HookedModel.ablated, ablate.importance)"
+        )
 
 
 def alone_without(head: Head) -> Ablation:

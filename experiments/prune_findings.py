@@ -15,7 +15,7 @@ import pandas as pd
 
 from experiments.removal_curves import Count, average_curves
 from experiments.run_folder import Outcome
-from experiments.statistics import holm, mean_and_stderr, paired_difference, paired_permutation_test
+from experiments.statistics import holm, mean_and_stderr, paired_permutation_test
 
 if TYPE_CHECKING:
     from ablate import Head, HookedModel
@@ -34,7 +34,8 @@ class Findings:
             averaged with equal weight.
         by_task: the same for each task and shot count, without an interval.
         alone: layer, head, value (mean change of accuracy, selection examples), stderr.
-        removable: ranking, heads, of which low and high are the 95 % interval's ends.
+        removable: ranking, heads, low and high: the 95 % interval's ends, or, for the mean of the
+            random orders, the range over their seeds.
         critical: the most costly heads on reporting examples, in points, with Holm's p.
         baseline: accuracy of the whole model by task and shots.
         examples: one row per example and ablation.
@@ -65,12 +66,13 @@ class Findings:
         rows = self.removable.set_index("ranking")
         known, random = rows.loc["importance"], rows.loc["random (mean)"]
         critical = ", ".join(
-            f"{row.component} ({_signed(row.points)} ± {1.96 * row.stderr:.1f} points)"
-            for row in self.critical.itertuples()
+            f"{row['component']} ({_signed(row['points'])} ± {1.96 * row['stderr']:.1f} points)"
+            for row in self.critical.to_dict("records")
         )
         headline = (
-            f"{int(known.heads)} of {self.heads} heads can go before the average accuracy falls by "
-            f"more than {100 * self.study.tolerance:g} points (95 % interval {int(known.low)}–"
+            f"{int(known.heads)} of {self.heads} heads can go, by each task's and shot count's own "
+            "order, before the average accuracy falls by more than "
+            f"{100 * self.study.tolerance:g} points (95 % interval {int(known.low)}–"
             f"{int(known.high)}; random orders {random.heads:.0f}); removing one alone costs most "
             f"for {critical}"
         )
@@ -90,12 +92,13 @@ class Findings:
         rows = self.removable.set_index("ranking")
         return [
             f"{name} order: {row.heads:g} of {self.heads} heads can go "
-            f"(interval {row.low:g}–{row.high:g})."
+            f"({'range over seeds' if row.seed < 0 else '95 % interval'} "
+            f"{row.low:g}–{row.high:g})."
             for name, row in rows.iterrows()
         ] + [
-            f"{row.component} alone: {_signed(row.points)} points on reporting examples "
-            f"(standard error {row.stderr:.1f}, Holm-adjusted p = {row.p:.2g})."
-            for row in self.critical.itertuples()
+            f"{row['component']} alone: {_signed(row['points'])} points on reporting examples "
+            f"(standard error {row['stderr']:.1f}, Holm-adjusted p = {row['p']:.2g})."
+            for row in self.critical.to_dict("records")
         ]
 
     @property
@@ -129,8 +132,8 @@ def findings_of(
     """Aggregate the rows of a run; every random draw follows the study's seed."""
     generator = np.random.default_rng(study.seed)
     total = len(model.heads)
-    reporting = examples[examples.split == "test"]
-    curves = average_curves(reporting[reporting.ranking != "alone"], generator)
+    reporting = examples.loc[examples.split == "test"]
+    curves = average_curves(reporting.loc[reporting.ranking != "alone"], generator)
     return Findings(
         study=study,
         tasks=tuple(dict.fromkeys(examples.task)),
@@ -139,7 +142,7 @@ def findings_of(
         importance=_with_heads(importance, model).query("head >= 0"),
         average=pd.concat([c.frame(total) for c in curves], ignore_index=True),
         by_task=_by_task(reporting, total),
-        alone=_with_heads(_alone(examples[examples.split == "selection"]), model),
+        alone=_with_heads(_alone(examples.loc[examples.split == "selection"]), model),
         removable=_removable({(c.ranking, c.seed): c.removable(study.tolerance) for c in curves}),
         critical=_with_heads(_critical(reporting, critical, generator), model),
         baseline=_baseline(reporting),
@@ -152,14 +155,14 @@ def _by_task(reporting: pd.DataFrame, total: int) -> pd.DataFrame:
     """Mean accuracy by task, shots, ranking, seed and step; step 0 of all is the whole model."""
     keys = [*CONDITION, "ranking", "seed", "removed"]
     means = (
-        reporting[reporting.ranking != "alone"]
+        reporting.loc[reporting.ranking != "alone"]
         .groupby(keys, sort=False)["acc"]
         .agg(value="mean", stderr="sem")
         .reset_index()
     )
-    whole = means[means.ranking == "whole"].drop(columns=["ranking", "seed"])
-    others = means[means.ranking != "whole"]
-    starts = others[["ranking", "seed"]].drop_duplicates().merge(whole, how="cross")
+    whole = means.loc[means.ranking == "whole"].drop(columns=["ranking", "seed"])
+    others = means.loc[means.ranking != "whole"]
+    starts = others.filter(["ranking", "seed"]).drop_duplicates().merge(whole, how="cross")
     rows = pd.concat([starts, others], ignore_index=True)
     return rows.assign(fraction=rows.removed / total)
 
@@ -167,9 +170,9 @@ def _by_task(reporting: pd.DataFrame, total: int) -> pd.DataFrame:
 def _alone(selection: pd.DataFrame) -> pd.DataFrame:
     """Change of accuracy when one head is removed: mean over conditions, paired by example."""
     keys = [*CONDITION, "doc_id"]
-    whole = selection[selection.ranking == "whole"].set_index(keys)["acc"]
+    whole = selection.loc[selection.ranking == "whole"].set_index(keys)["acc"]
     rows = []
-    for component, without in selection[selection.ranking == "alone"].groupby("component"):
+    for component, without in selection.loc[selection.ranking == "alone"].groupby("component"):
         change = without.set_index(keys)["acc"] - whole
         by_condition = change.groupby(level=CONDITION)
         means, errors = by_condition.mean(), by_condition.sem()
@@ -188,21 +191,23 @@ def _critical(
 ) -> pd.DataFrame:
     """Cost of each chosen head on examples that did not choose it, in points of accuracy."""
     keys = [*CONDITION, "doc_id"]
-    whole = reporting[reporting.ranking == "whole"].set_index(keys).sort_index()
+    whole = reporting.loc[reporting.ranking == "whole"].set_index(keys).sort_index()
     rows = []
     for head in heads:
-        without = reporting[
+        without = reporting.loc[
             (reporting.ranking == "alone") & (reporting.component == str(head))
         ].set_index(keys)
         without = without.loc[whole.index]
-        difference = paired_difference(without.acc, whole.acc)
-        _, stderr = mean_and_stderr(without.acc - whole.acc, clusters=_texts(whole))
+        texts = _texts(whole)
+        change, stderr = mean_and_stderr(without.acc - whole.acc, clusters=texts)
+        # Texts are the independent units: sums over a text may swap sign, single examples may not.
+        sums = [rows.groupby(texts).acc.sum() for rows in (without, whole)]
         rows.append(
             {
                 "component": str(head),
-                "points": 100 * difference.mean,
+                "points": 100 * change,
                 "stderr": 100 * stderr,
-                "p": paired_permutation_test(without.acc, whole.acc, generator),
+                "p": paired_permutation_test(*sums, generator),
                 "loss_rise": float((without.loss - whole.loss).mean()),
             }
         )
@@ -233,7 +238,7 @@ def _removable(counts: Mapping[tuple[str, int], Count]) -> pd.DataFrame:
 
 def _baseline(reporting: pd.DataFrame) -> pd.DataFrame:
     """Accuracy of the whole model: task by shots, in percent with standard errors."""
-    whole = reporting[reporting.ranking == "whole"]
+    whole = reporting.loc[reporting.ranking == "whole"]
     table = whole.groupby(CONDITION, sort=False)["acc"].agg(["mean", "sem", "size"]).reset_index()
     return pd.DataFrame(
         {

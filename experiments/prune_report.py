@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 
 CAPTIONS = {
     "summary": (
-        "Left: gradient importance of every head, averaged over tasks (shots with demonstrations). "
-        "Right: average accuracy as heads are removed, least important first; bands are 95 % "
-        "bootstrap intervals over texts, the grey band spans the random orders."
+        "Left: gradient importance of every head, averaged over tasks, at the largest shot count. "
+        "Right: accuracy averaged over tasks and shot counts, each pruned by its own order, least "
+        "important first; bands are 95 % bootstrap intervals over shared texts, the grey band "
+        "spans the random orders."
     ),
     "importance": "Gradient importance |∂L/∂ξ| of every head, in nats, averaged over tasks.",
     "accuracy": "Accuracy as heads go, task by task; the grey band spans the random orders.",
@@ -53,7 +54,8 @@ def report(findings: Findings) -> Report:
             f"{_listed([str(s) for s in study.shots])} shots is the gradient of the loss on the "
             "right answer with respect to a gate on the head's output, on selection examples. "
             "Heads are removed (their output set to "
-            f"{study.fill}) least important first, by each task's own ranking, and accuracy is "
+            f"{study.fill}) least important first, by the ranking of each task and shot count, so "
+            "the average is over differently pruned models, and accuracy is "
             "measured on other examples, which had no say in the order.\n\n"
             f"Controls: {study.random_orders} random orders, and the order of the Frobenius norms "
             "of the heads' output weights, which know nothing of the tasks."
@@ -119,8 +121,8 @@ def _importance(findings: Findings) -> Figure:
 
 def _heatmap(findings: Findings, shots: int, ax: Axes, title: str) -> None:
     rows = findings.importance
-    rows = rows[(rows.shots == shots) & (rows.convention == findings.study.convention)]
-    mean = rows.groupby(["layer", "head"], as_index=False)["value"].mean()
+    rows = rows.loc[(rows.shots == shots) & (rows.convention == findings.study.convention)]
+    mean = rows.groupby(["layer", "head"])["value"].mean().reset_index()
     head_heatmap(mean, title=title, label="nats", ax=ax)
 
 
@@ -130,7 +132,7 @@ def _by_task(findings: Findings) -> Figure:
     for row, count in enumerate(shots):
         for column, task in enumerate(tasks):
             rows = findings.by_task
-            rows = rows[(rows.task == task) & (rows.shots == count)]
+            rows = rows.loc[(rows.task == task) & (rows.shots == count)]
             accuracy_curves(
                 _drawn(rows),
                 baseline=rows.loc[rows.removed == 0, "value"].iloc[0],
@@ -169,10 +171,10 @@ def _outline(x: int, y: int) -> Rectangle:
 
 def _drawn(rows: pd.DataFrame) -> pd.DataFrame:
     """One line a ranking: random orders become their mean, within their range."""
-    random = rows[rows.ranking == "random"].groupby(["removed", "fraction"], as_index=False)
+    random = rows.loc[rows.ranking == "random"].groupby(["removed", "fraction"], as_index=False)
     band = random["value"].agg(["mean", "min", "max"]).reset_index()
     band = band.rename(columns={"mean": "value", "min": "low", "max": "high"})
-    known = rows[~rows.ranking.isin(["random", "whole"])]
+    known = rows.loc[~rows.ranking.isin(["random", "whole"])]
     return pd.concat([known, band.assign(ranking="random")], ignore_index=True)
 
 

@@ -51,8 +51,8 @@ def zoo_block(record: Mapping[str, Any], baseline: pd.DataFrame) -> str:
     ]
     for task, of_task in baseline.groupby("task", sort=False):
         scores = "; ".join(
-            f"{row.shots} shots {100 * row.accuracy:.0f} ± {100 * 1.96 * row.stderr:.0f} %"
-            for row in of_task.itertuples()
+            f"{row['shots']} shots {100 * row['accuracy']:.0f} ± {196 * row['stderr']:.0f} %"
+            for row in of_task.to_dict("records")
         )
         rows.append((f"accuracy, {str(task).replace('_', ' ')}", scores))
     body = "\n".join(f"| {name} | {value} |" for name, value in rows)

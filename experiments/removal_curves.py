@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import pandas as pd
@@ -77,11 +77,12 @@ def average_curves(examples: pd.DataFrame, generator: np.random.Generator) -> li
     Columns used: task, shots, ranking, seed, removed, group, doc_id, acc. Rows of the ranking
     ``whole`` (nothing removed) start every curve. All curves share their resamples.
     """
-    whole = examples[examples.ranking == "whole"]
+    whole = examples.loc[examples.ranking == "whole"]
     tables: dict[tuple[str, int], list[tuple[NDArray[np.float64], NDArray[np.int64]]]] = {}
     counts: dict[tuple[str, int], NDArray[np.int64]] = {}
-    pairs = examples[examples.ranking != "whole"].groupby(["ranking", "seed"], sort=False)
-    for (ranking, seed), rows in pairs:
+    pairs = examples.loc[examples.ranking != "whole"].groupby(["ranking", "seed"], sort=False)
+    for pair, rows in pairs:
+        ranking, seed = cast("tuple[str, int]", pair)
         key = (str(ranking), int(seed))
         for _, of_task in pd.concat([whole, rows]).groupby("task", sort=True):
             wide = of_task.pivot_table(

@@ -42,7 +42,9 @@ if TYPE_CHECKING:
 
 PROJECT = Path(__file__).parent.parent
 ROOMS = ("ablate", "probes", "experiments")
-MANAGED = frozenset({"config.json", "environment.json", "partial", "figures", ".lock"})
+MANAGED = frozenset(
+    {"config.json", "environment.json", "partial", "figures", ".lock", "model", "precision.txt"}
+)
 """What a folder may hold and still be removed when its study turns out to be unusable."""
 
 

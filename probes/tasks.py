@@ -289,6 +289,11 @@ def _example(name: str, task: Any, sampler: _Sampler, doc_id: int, doc: Doc, sho
     if task.OUTPUT_TYPE == "loglikelihood":
         return Example(prompt, (requests.args[1],), 0, **common)
     options = task.doc_to_choice(doc)
+    if not isinstance(options, list) or not options:
+        raise ValueError(
+            f"task {name}, document {doc_id}: its choices are {options!r}; give a list of texts "
+            "(doc_to_choice)"
+        )
     pairs = [request.args[:2] for request in requests[: len(options)]]
     golds = _golds(name, task, doc_id, doc, options)
     shared = len({context for context, _ in pairs}) == 1

@@ -124,3 +124,20 @@ def test_a_loss_that_is_not_finite_is_named():
         gradient_importance(model, batches, losses)
     with pytest.raises(ValueError, match="at least one batch"):
         gradient_importance(model, [], losses)
+
+
+def test_a_loss_that_ignores_the_model_is_refused():
+    model = HookedModel(tiny("opt"))
+
+    def constant(batch: Tensor) -> Tensor:
+        model.model(input_ids=batch)
+        return torch.ones(len(batch), requires_grad=True)
+
+    with pytest.raises(ValueError, match="does not depend on any head"):
+        gradient_importance(model, [tokens()], constant)
+
+
+def test_one_example_has_an_unknown_standard_error():
+    model = HookedModel(tiny("opt"))
+    frame = gradient_importance(model, [tokens(batch=1)], losses_of(model)).frame()
+    assert frame.stderr.isna().all()

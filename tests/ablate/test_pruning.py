@@ -94,3 +94,12 @@ def test_magnitude_is_the_norm_of_the_weights_a_mask_silences(family: str):
             with torch.no_grad():
                 out = module(picked) - module(torch.zeros_like(picked))
             assert norms[component] == pytest.approx(float(out.norm()), rel=1e-4)
+
+
+def test_magnitudes_of_offloaded_weights_are_the_same(tmp_path):
+    from accelerate import disk_offload
+
+    whole = weight_magnitudes(HookedModel(tiny("llama")))
+    offloaded = tiny("llama")
+    disk_offload(offloaded, tmp_path)
+    assert weight_magnitudes(HookedModel(offloaded)) == pytest.approx(whole)

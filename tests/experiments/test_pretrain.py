@@ -85,6 +85,8 @@ def test_a_finished_run_trains_no_further(trained: Path, corpus: Path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
+        ({"heads": 0}, "--heads 0"),
+        ({"vocab": 70_000}, "--vocab 70000"),
         ({"heads": 5}, "multiple of --heads"),
         ({"layers": 0}, "--layers 0"),
         ({"repeated_share": 1.5}, r"--repeated-share 1.5.*\[0, 1\]"),

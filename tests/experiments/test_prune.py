@@ -175,6 +175,8 @@ def test_most_costly_breaks_ties_by_the_loss():
         (["--tasks", "no_such_task"], "no_such_task"),
         (["--fractions", "0.5", "1.5"], "--fractions 1.5"),
         (["--shots", "-1"], "--shots"),
+        (["--shots", "0", "0"], "once"),
+        (["--fractions", "0"], "above 0"),
         (["--limit", "1"], "--limit 1"),
         (["--shots", "99"], "99 shots"),
     ],
@@ -203,4 +205,4 @@ def test_a_model_with_nan_weights_is_named(model_folder: Path, tmp_path: Path, c
     assert main([*arguments, "--tasks", "pair_mapping", "--limit", "4"]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert "nan" in error
-    assert "example" in error
+    assert "pair_mapping document" in error
