@@ -91,7 +91,7 @@ class Findings:
         """The findings of the report."""
         rows = self.removable.set_index("ranking")
         return [
-            f"{name} order: {row.heads:g} of {self.heads} heads can go "
+            f"{name} order: {row.heads:.3g} of {self.heads} heads can go "
             f"({'range over seeds' if row.seed < 0 else '95 % interval'} "
             f"{row.low:g}–{row.high:g})."
             for name, row in rows.iterrows()
@@ -201,13 +201,13 @@ def _critical(
         texts = _texts(whole)
         change, stderr = mean_and_stderr(without.acc - whole.acc, clusters=texts)
         # Texts are the independent units: sums over a text may swap sign, single examples may not.
-        sums = [rows.groupby(texts).acc.sum() for rows in (without, whole)]
+        hurt, intact = (frame.groupby(texts).acc.sum() for frame in (without, whole))
         rows.append(
             {
                 "component": str(head),
                 "points": 100 * change,
                 "stderr": 100 * stderr,
-                "p": paired_permutation_test(*sums, generator),
+                "p": paired_permutation_test(hurt, intact, generator),
                 "loss_rise": float((without.loss - whole.loss).mean()),
             }
         )
