@@ -62,7 +62,8 @@ def load_corpus(name: str = "stdlib", *, validation_share: float = 0.05, seed: i
     """The corpus called `name`: ``stdlib``, or a folder whose text files are split the same way.
 
     Files go to the validation side by the hash of (seed, first path of their near-duplicate
-    cluster), so that a file's side does not depend on which other files are installed.
+    cluster), so that a file's side does not depend on unrelated files. Families of more than
+    COMMON_SHINGLE look-alikes are not joined: their shingles count as boilerplate.
 
     Raises ValueError when the folder does not exist, holds fewer than two clusters of text files,
     or when `validation_share` is not inside (0, 1).
