@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from ablate.anatomy import Anatomy, anatomy_of, base_path, find
 from ablate.components import FFN, Component, Head, KVGroup, Mixer
 from ablate.hooks import Edit, Place, execution_device, hooked, is_hooked
-from ablate.masks import Mask
+from ablate.masks import Mask, require_mask
 from ablate.placement import DeviceMap, load
 from ablate.sites import Site, block_name, sites
 
@@ -104,7 +104,7 @@ class HookedModel:
         Raises ValueError for a component this model does not have, with the valid range.
         """
         expanded: list[Component] = []
-        for component in mask:
+        for component in require_mask(mask):
             site = self._site_of(component)
             if isinstance(component, KVGroup):
                 share = site.width // site.kv_groups
@@ -163,6 +163,10 @@ class HookedModel:
         for name, gate in gates.items():
             if name not in by_name:
                 raise ValueError(_unknown_name(name, by_name, self.name))
+            if not isinstance(gate, Tensor):
+                raise ValueError(
+                    f"the gate of {name} is {gate!r}: give a tensor, torch.tensor(0.5)"
+                )
             site = by_name[name]
             axes = "[batch, pos, head]" if site.kind == "head" else "[batch, pos]"
             too_many = gate.ndim > (3 if site.kind == "head" else 2)

@@ -99,15 +99,18 @@ def gradient_importance(
         losses: a batch → the loss of each of its examples, [example], differentiable; it calls
             the model as often as it likes, always with its examples along the first axis.
 
-    Raises ValueError when a loss is not finite (with the example's number).
+    Raises ValueError when a loss is not finite (with the example's number), and when `losses` gives
+    anything but one differentiable loss an example.
     """
     gates, tokens = [], []
     count = 0
     for batch in batches:
         with _frozen(model), torch.enable_grad(), model.token_gates() as leaves:
             loss = losses(batch)
+            _require_one_each(loss)
             _require_finite(loss.detach(), count)
-            loss.sum().backward()
+            if loss.requires_grad:
+                loss.sum().backward()
         if all(leaf.grad is None for of_site in leaves.values() for leaf in of_site):
             raise ValueError(
                 "the loss does not depend on any head, FFN or mixer of this model: `losses` must "
@@ -125,6 +128,16 @@ def gradient_importance(
     if not count:
         raise ValueError("importance of no examples asked for: give at least one batch")
     return Importance(model.components, torch.cat(gates), torch.cat(tokens))
+
+
+def _require_one_each(loss: object) -> None:
+    if not isinstance(loss, Tensor) or loss.ndim != 1:
+        shaped = isinstance(loss, Tensor)
+        found = f"tensor of shape {tuple(loss.shape)}" if shaped else type(loss).__name__
+        raise ValueError(
+            f"losses gave a {found}: give one loss an example, a tensor [example] (its mean or sum "
+            "hides the examples)"
+        )
 
 
 def _require_finite(loss: Float[Tensor, "example"], before: int) -> None:

@@ -25,6 +25,10 @@ class Mask:
     removed: frozenset[Component]
 
     def __init__(self, removed: Iterable[Component] = ()) -> None:
+        if not isinstance(removed, Iterable):
+            raise ValueError(
+                f"a mask holds a list, not {removed!r}: for one component give Mask([Head(3, 1)])"
+            )
         components = frozenset(removed)
         for component in components:
             if not isinstance(component, Component):
@@ -84,8 +88,11 @@ class Mask:
 
     @classmethod
     def from_json(cls, text: str) -> Mask:
-        """Inverse of `to_json`. Raises ValueError on any other JSON."""
-        value = json.loads(text)
+        """Inverse of `to_json`. Raises ValueError on any other text."""
+        try:
+            value = json.loads(text)
+        except json.JSONDecodeError:
+            value = None
         match value:
             case {"removed": [*names]} if len(value) == 1 and all(
                 isinstance(name, str) for name in names
@@ -94,3 +101,12 @@ class Mask:
         raise ValueError(
             f'no mask in {text[:80]!r}: it must look like {{"removed": ["L3H1", "L5F"]}}'
         )
+
+
+def require_mask(value: object) -> Mask:
+    """`value` if it is a mask; ValueError says how to make one."""
+    if not isinstance(value, Mask):
+        raise ValueError(
+            f"{value!r} is no mask: give Mask([Head(3, 1), FFN(5)]) or Mask.parse('L3H1')"
+        )
+    return value

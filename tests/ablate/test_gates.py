@@ -176,3 +176,12 @@ def test_gates_that_do_not_fit_are_refused(name, shape, message):
     model = HookedModel(tiny("opt"))
     with pytest.raises(ValueError, match=message), model.gated({name: torch.ones(shape)}):
         pass
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("gate", [0.5, [1.0, 0.0, 1.0, 1.0], None])
+def test_gates_that_are_no_tensors_are_refused(gate):
+    model = HookedModel(tiny("opt"))
+    name = "blocks.0.attn.hook_z"
+    with pytest.raises(ValueError, match=f"{name} .*: give a tensor"), model.gated({name: gate}):
+        pass

@@ -276,3 +276,11 @@ def test_gates_yielded_by_ablated_switch_in_place(family):
         for gate in gates.values():
             gate.fill_(1)
         assert torch.equal(output_of(model.model, inputs), whole)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("mask", ["L3H1", Head(0, 0), [Head(0, 0)], None])
+def test_what_is_no_mask_is_refused(mask):
+    model = HookedModel(tiny("opt"))
+    with pytest.raises(ValueError, match=r"no mask: .*Mask\.parse\('L3H1'\)"), model.ablated(mask):
+        pass

@@ -137,6 +137,23 @@ def test_a_loss_that_ignores_the_model_is_refused():
         gradient_importance(model, [tokens()], constant)
 
 
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("reduced", "message"),
+    [
+        (Tensor.mean, r"losses gave a tensor of shape \(\): give one loss an example"),
+        (lambda loss: loss[:, None], r"losses gave a tensor of shape \(2, 1\)"),
+        (Tensor.tolist, "losses gave a list"),
+        (Tensor.detach, "does not depend on any head"),
+    ],
+)
+def test_what_is_not_one_loss_an_example_is_refused(reduced, message):
+    model = HookedModel(tiny("opt"))
+    with pytest.raises(ValueError, match=message) as info:
+        gradient_importance(model, [tokens()], lambda batch: reduced(losses_of(model)(batch)))
+    assert "\n" not in str(info.value)
+
+
 def test_one_example_has_an_unknown_standard_error():
     model = HookedModel(tiny("opt"))
     frame = gradient_importance(model, [tokens(batch=1)], losses_of(model)).frame()

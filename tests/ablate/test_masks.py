@@ -1,5 +1,7 @@
 """Masks: a Boolean algebra of removed components, and its JSON."""
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -67,7 +69,9 @@ def test_it_is_immutable():
         Mask().removed = frozenset()  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("text", ["[]", '{"removed": "L3H1"}', '{"removed": [3]}', "{}", "null"])
+@pytest.mark.parametrize(
+    "text", ["[]", '{"removed": "L3H1"}', '{"removed": [3]}', "{}", "null", "{oops", ""]
+)
 def test_other_json_is_refused(text):
     with pytest.raises(ValueError, match="no mask in"):
         Mask.from_json(text)
@@ -77,3 +81,10 @@ def test_other_json_is_refused(text):
 def test_text_as_component_is_refused():
     with pytest.raises(ValueError, match=r"use Mask\.parse"):
         Mask(["L3H1"])  # type: ignore[list-item]
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("given", [Head(0, 0), None, 3])
+def test_what_is_no_list_of_components_is_refused(given):
+    with pytest.raises(ValueError, match=rf"not {re.escape(repr(given))}: .*Mask\(\["):
+        Mask(given)
