@@ -1,22 +1,21 @@
-"""What does a folder of the user's own task files say, and where does a mistake stand?
+"""Which data do the user's own task files name, and where does a mistake in it stand?
 
-lm-eval skips a YAML file it cannot parse and `datasets` reports a malformed line without its
-number, or after copying half of it to a cache. So local files are read here: YAML syntax is checked
-first, JSON lines and parquet are read into memory (nothing is written), and every complaint names
-the file and the line.
+`datasets` reports a malformed line without its number, or after copying half of it to a cache. So
+local data is read here: JSON lines and parquet come into memory (nothing is written), and every
+complaint names the file and the line. `probes/task_yaml.py` reads the YAML files themselves.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-Config = Mapping[str, Any]
-"""What a YAML task file says, with what it includes, as lm-eval's index holds it."""
+from probes.task_yaml import TaskFile, scalar_of
+
 SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
-_WORDS = {str: "text", bool: "true/false", int: "a number", float: "a number", list: "a list"}
+_WORDS = {str: "text", bool: "true/false", int: "a number", float: "a number"}
 
 
 def task_names(path: Path) -> dict[str, Path]:
@@ -28,7 +27,7 @@ def task_names(path: Path) -> dict[str, Path]:
     files = sorted(path.rglob("*.yaml")) if path.is_dir() else [path]
     names: dict[str, Path] = {}
     for file in files:
-        name = _task_of(file)
+        name = scalar_of(file, "task")
         if name in names:
             raise ValueError(f"{file} and {names[name]} both define task {name}: rename one")
         if name:
@@ -41,53 +40,56 @@ def task_names(path: Path) -> dict[str, Path]:
     return names
 
 
-def _task_of(file: Path) -> str | None:
-    """The scalar under `task:`, from the syntax tree: `!function` tags are not resolved."""
-    import yaml
+def data_files(file: TaskFile) -> dict[str, list[Path]]:
+    """Split → the local json or parquet files a task's data is in; empty where it is elsewhere.
 
-    try:
-        node = yaml.compose(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else "?"
-        raise ValueError(f"{file}, line {line}: no YAML: {error.problem}") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file}: no UTF-8 text: {error.reason}") from None
-    if not isinstance(node, yaml.MappingNode):
-        raise ValueError(f"{file}: no task file: give `key: value` lines, `task: name` among them")
-    for key, value in node.value:
-        if key.value == "task" and isinstance(value, yaml.ScalarNode):
-            return str(value.value)
-    return None
-
-
-def local_data(file: Path, config: Config) -> dict[str, Any]:
-    """What to override in `config` so that its data files are read as this module reads them.
-
-    Paths count from the folder of the YAML file, else from the working directory. Configs whose
-    data is no local json or parquet are left as they are, but for a dataset folder beside the YAML
-    file. Raises ValueError for a file that does not exist and a split that no file is given for.
+    Paths count from the folder of the YAML file, else from the working directory. Raises ValueError
+    for a file that does not exist and a split that no file is given for.
     """
-    kwargs = config.get("dataset_kwargs") or {}
-    source, files = config.get("dataset_path"), kwargs.get("data_files")
-    if source not in ("json", "parquet") or files is None:
-        folder = file.parent / str(source)
-        return {"dataset_path": str(folder)} if source and folder.is_dir() else {}
+    files = (file.config.get("dataset_kwargs") or {}).get("data_files")
+    if file.config.get("dataset_path") not in ("json", "parquet") or files is None:
+        return {}
     if not isinstance(files, Mapping):
         files = {"train": files}
-    paths = {split: _paths(file, given) for split, given in files.items()}
+    found = {split: _paths(file.path, given) for split, given in files.items()}
     for key in SPLITS:
-        split = config.get(key)
-        if split is not None and split not in paths:
+        split = file.config.get(key)
+        if split is not None and split not in found:
             raise ValueError(
-                f"{file}: {key} {split} has no data: data_files give {', '.join(paths)}"
+                f"{file.path}: {key} {split} has no data: data_files give {', '.join(found)}"
             )
-    return {"custom_dataset": _reader(paths, str(source)), "dataset_kwargs": {}}
+    return found
 
 
-def _paths(file: Path, given: str | Sequence[str]) -> list[Path]:
+def data_folder(file: TaskFile) -> Path | None:
+    """The local folder that `dataset_path` names, beside the YAML file."""
+    source = file.config.get("dataset_path")
+    folder = file.path.parent / str(source)
+    return folder if source and folder.is_dir() else None
+
+
+def local_data(file: TaskFile) -> dict[str, Any]:
+    """What to override in a task's configuration so that its data files are read by this module.
+
+    Raises ValueError for missing and malformed data files.
+    """
+    paths = data_files(file)
+    if not paths:
+        folder = data_folder(file)
+        return {"dataset_path": str(folder)} if folder else {}
+    splits = _read(paths, file.config["dataset_path"])
+
+    def given(**_: object) -> Any:
+        """What lm-eval calls for the dataset, with the task's metadata as keywords."""
+        return splits
+
+    return {"custom_dataset": given, "dataset_kwargs": {}}
+
+
+def _paths(file: Path, given: Any) -> list[Path]:
     found = []
-    for name in [given] if isinstance(given, str) else given:
-        places = [path for path in (file.parent / name, Path(name)) if path.is_file()]
+    for name in given if isinstance(given, list) else [given]:
+        places = [path for path in (file.parent / str(name), Path(str(name))) if path.is_file()]
         if not places:
             raise ValueError(
                 f"{file} names data file {name}, which is neither in {file.parent} nor in "
@@ -97,24 +99,25 @@ def _paths(file: Path, given: str | Sequence[str]) -> list[Path]:
     return found
 
 
-def _reader(paths: Mapping[str, Sequence[Path]], kind: str) -> Callable[..., Any]:
-    """What lm-eval calls for the dataset, with the task's metadata as keywords."""
+def _read(paths: Mapping[str, Sequence[Path]], kind: str) -> Any:
+    import datasets
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
-    def read(**_: object) -> Any:
-        import datasets
-        import pyarrow.parquet as pq
-
-        splits: Any = {}
-        for split, files in paths.items():
+    splits: Any = {}
+    for split, files in paths.items():
+        named = ", ".join(map(str, files))
+        try:
             if kind == "parquet":
                 tables = [datasets.Dataset(pq.read_table(path)) for path in files]
                 splits[split] = datasets.concatenate_datasets(tables)
             else:
                 rows = [row for path in files for row in json_rows(path)]
                 splits[split] = datasets.Dataset.from_list(rows)
-        return datasets.DatasetDict(splits)
-
-    return read
+        except (pa.ArrowException, OverflowError) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"{named}: no {kind} with one type a field: {reason}") from None
+    return datasets.DatasetDict(splits)
 
 
 def json_rows(path: Path) -> list[dict[str, Any]]:
@@ -149,7 +152,7 @@ def _lines(path: Path, text: str) -> Iterator[tuple[str, Any]]:
                 yield f"line {number}", json.loads(line)
             except json.JSONDecodeError as error:
                 where = f"{path}, line {number}"
-                raise ValueError(f"{where}: no JSON: {error.msg}: {_short(line)}") from None
+                raise ValueError(f"{where}: no JSON: {error.msg}: {shortened(line)}") from None
 
 
 def _checked(path: Path, rows: Iterator[tuple[str, Any]]) -> list[dict[str, Any]]:
@@ -158,12 +161,13 @@ def _checked(path: Path, rows: Iterator[tuple[str, Any]]) -> list[dict[str, Any]
     for place, row in rows:
         if not isinstance(row, dict):
             raise ValueError(
-                f"{path}, {place}: no JSON object: {_short(json.dumps(row))}; give one {{…}} a line"
+                f"{path}, {place}: no JSON object: {shortened(json.dumps(row))}; "
+                "give one {…} a line"
             )
         for field, value in row.items():
-            if value is None:
+            kind = _kind(path, place, field, value)
+            if kind is None:
                 continue
-            kind = _WORDS.get(type(value), "an object")
             before, where = kinds.setdefault(field, (kind, place))
             if kind != before:
                 raise ValueError(
@@ -176,5 +180,21 @@ def _checked(path: Path, rows: Iterator[tuple[str, Any]]) -> list[dict[str, Any]
     return found
 
 
-def _short(text: str) -> str:
+def _kind(path: Path, place: str, field: str, value: Any) -> str | None:
+    """The type of a field's value in words; None where there is nothing to tell it by."""
+    if value is None:
+        return None
+    if not isinstance(value, list):
+        return _WORDS.get(type(value), "an object")
+    kinds = {kind for one in value if (kind := _kind(path, place, field, one)) is not None}
+    if len(kinds) > 1:
+        raise ValueError(
+            f"{path}, {place}: field {field} is a list of {' and '.join(sorted(kinds))}: "
+            "give it one type"
+        )
+    return f"a list of {kinds.pop()}" if kinds else None
+
+
+def shortened(text: str) -> str:
+    """The text, or its beginning."""
     return text if len(text) <= 60 else f"{text[:57]}..."

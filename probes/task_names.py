@@ -12,14 +12,15 @@ from __future__ import annotations
 import logging
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from probes.task_files import local_data, task_names
+from probes.task_files import data_files, data_folder, local_data, task_names
+from probes.task_yaml import read_task_file, require_known_words
 
 BUILTIN = (
     "call_mapping",
@@ -27,6 +28,10 @@ BUILTIN = (
     "identifier_recall",
     "minimal_pairs",
     "pair_mapping",
+)
+REMEDY = (
+    "it takes from doc_to_text a text, from doc_to_choice a list of texts that are not empty, from "
+    "doc_to_target one of them or its number from 0"
 )
 BUILTIN_FOLDER = Path(__file__).parent / "builtin_tasks"
 
@@ -36,38 +41,72 @@ def task_objects(name: str) -> dict[str, Any]:
 
     Raises ValueError for a name nothing has, and for malformed files.
     """
-    path = Path(name)
     if name in BUILTIN:
         return _builtin(name)
-    if path.is_dir():
-        return _from_files(path, tuple(task_names(path)))
-    if path.suffix == ".yaml":
-        if not path.is_file():
-            raise ValueError(f"no task file {name}: give an existing YAML file or a folder of them")
-        return _from_files(path.parent, tuple(task_names(path)))
-    return _from_lm_eval(name)
+    files = _own_files(name)
+    return _from_files(files) if files else _from_lm_eval(name)
+
+
+def task_sources(name: str) -> tuple[Path, ...]:
+    """The local files that decide what a task is: YAML, data, Python; none for a task of lm-eval.
+
+    lm-eval is not imported. Raises ValueError as `task_objects` does.
+    """
+    if name in BUILTIN:
+        return (BUILTIN_FOLDER / "read.py", *sorted(BUILTIN_FOLDER.glob(f"{name}.*")))
+    found: dict[Path, None] = {}
+    for path in _own_files(name).values():
+        file = read_task_file(path)
+        folder = data_folder(file)
+        data = [path for paths in data_files(file).values() for path in paths]
+        found |= dict.fromkeys([*file.files, *data, *([folder] if folder else [])])
+    return tuple(found)
+
+
+def _own_files(name: str) -> dict[str, Path]:
+    """Task → YAML file, where `name` is a folder or a file; empty where it is neither."""
+    path = Path(name)
+    if path.suffix == ".yaml" and not path.exists():
+        raise ValueError(f"no task file {name}: give an existing YAML file or a folder of them")
+    if not path.is_dir() and path.suffix != ".yaml":
+        return {}
+    files = task_names(path)
+    for own, file in files.items():
+        if own in BUILTIN and file.parent.resolve() != BUILTIN_FOLDER.resolve():
+            raise ValueError(f"{file}: task {own} has the name of a built-in task: rename yours")
+    return files
 
 
 @lru_cache
 def _builtin(name: str) -> dict[str, Any]:
-    return _from_files(BUILTIN_FOLDER, (name,))
+    return _from_files({name: BUILTIN_FOLDER / f"{name}.yaml"})
 
 
-def _from_files(folder: Path, names: Sequence[str]) -> dict[str, Any]:
+def _from_files(files: Mapping[str, Path]) -> dict[str, Any]:
     with quiet():
         from lm_eval.tasks import TaskManager
 
-        manager = TaskManager(include_path=str(folder), include_defaults=False)
+        manager = TaskManager(include_defaults=False)
         tasks: dict[str, Any] = {}
-        for name in names:
-            entry = manager.task_index[name]
-            assert entry.yaml_path is not None
-            changes = local_data(Path(entry.yaml_path), entry.cfg or {})
-            # A group of one: the way lm-eval overrides keys of a task that it knows by name.
-            group: Any = {"group": "own", "task": [{"task": name, **changes}]}
-            with explained(name):
-                tasks |= manager.load(group)["tasks"]
+        for name, path in files.items():
+            file = read_task_file(path)
+            require_known_words(file)
+            changes = local_data(file)
+            config = _imported(path)
+            with explained(f"{path}: task {name}"), _built(path):
+                # Not by name from an index of the folder: another file there may have that name.
+                tasks |= manager.load({**config, **changes, "task": name})["tasks"]
     return tasks
+
+
+def _imported(path: Path) -> dict[str, Any]:
+    """What a YAML file says, as lm-eval reads it, its functions imported."""
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    try:
+        return load_yaml(path)
+    except (ImportError, AttributeError, NameError, SyntaxError, ValueError) as error:
+        raise ValueError(f"{path}: a !function cannot be imported: {_said(error)}") from error
 
 
 @lru_cache
@@ -91,7 +130,7 @@ def _from_lm_eval(name: str) -> dict[str, Any]:
         )
         if name not in manager.all_tasks:
             raise ValueError(_unknown(name))
-        with explained(name):
+        with explained(f"task {name}"):
             return manager.load(name)["tasks"]
 
 
@@ -125,13 +164,34 @@ def quiet() -> Iterator[None]:
 
 
 @contextmanager
-def explained(name: str) -> Iterator[None]:
-    """A template that does not fit its documents, said in one line (ValueError)."""
+def explained(where: str) -> Iterator[None]:
+    """A template or function that does not fit its documents, said in one line (ValueError).
+
+    Around calls of lm-eval only: these are the errors that its prompt building ends in.
+    """
     import jinja2
 
     try:
         yield
     except jinja2.TemplateError as error:
         raise ValueError(
-            f"task {name}: a doc_to_… template does not fit its documents: {error.message}"
+            f"{where}: a doc_to_… template does not fit its documents: {error.message}"
         ) from None
+    except (TypeError, AttributeError, LookupError, AssertionError, SyntaxError) as error:
+        raise ValueError(f"{where}: lm-eval stops at {_said(error)}; {REMEDY}") from error
+
+
+@contextmanager
+def _built(path: Path) -> Iterator[None]:
+    """lm-eval's own refusals, and what templates gave that it cannot read, with the file."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{path}: lm-eval stops at {_said(error)}; {REMEDY}") from error
+
+
+def _said(error: Exception) -> str:
+    """The error in one line, with its type: lm-eval raises some without a word."""
+    said = error.args[0] if isinstance(error, KeyError) and error.args else error
+    text = " ".join(str(said).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -25,6 +25,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from probes.task_files import shortened
 from probes.task_names import BUILTIN, explained, quiet, task_objects
 
 METRICS = ("acc", "acc_norm", "exact_match")
@@ -153,7 +154,7 @@ def _task(name: str, task: Any, shots: int, split: Split, limit: int | None, see
     _require_answers(name, task)
     sides = _sides(task)
     side = sides.test if split == "test" else sides.selection
-    with quiet(), explained(name), _sampling(name, task, shots, sides.pool, seed) as sampler:
+    with quiet(), _sampling(name, task, shots, sides.pool, seed) as sampler:
         examples = tuple(
             _example(name, task, sampler, i, dict(side.documents[i]), shots)
             for i in side.ids[:limit]
@@ -239,9 +240,15 @@ def _sides(task: Any) -> _Sides:
 
 
 class _Sampler:
-    """Draws through lm-eval's sampler, and draws again when that hands out the query itself."""
+    """Draws through lm-eval's sampler, and draws again when that hands out the query itself.
 
-    def __init__(self, inner: Any) -> None:
+    Refuses a demonstration without a right answer, which lm-eval would show with none, or with the
+    last choice where its number is −1.
+    """
+
+    def __init__(self, name: str, task: Any, inner: Any) -> None:
+        self.name = name
+        self.task = task
         self.inner = inner
         self.query: Doc | None = None
 
@@ -249,7 +256,22 @@ class _Sampler:
         drawn = list(self.inner.sample(n, eval_doc=eval_doc, **kwargs))
         if self.query in drawn:
             drawn = list(self.inner.sample(n, eval_doc=self.query, **kwargs))
+        for doc in drawn:
+            self._require_answer(doc)
         return drawn
+
+    def _require_answer(self, doc: Doc) -> None:
+        task, shown = self.task, self.task.fewshot_cfg
+        if shown.doc_to_target is None or task.multiple_input:
+            return
+        answer = task.doc_to_target(doc, shown.doc_to_target)
+        choices = task.doc_to_choice(doc, shown.doc_to_choice) if shown.doc_to_choice else ()
+        number = isinstance(answer, int) and bool(shown.doc_to_choice)
+        if answer is None or (number and not 0 <= answer < len(choices)):
+            raise ValueError(
+                f"task {self.name}: the answer {answer!r} of a demonstration is none of its "
+                f"{len(choices)} choices: correct doc_to_target of {shortened(repr(doc))}"
+            )
 
 
 @contextmanager
@@ -265,7 +287,7 @@ def _sampling(
             f"{shots} shots asked for: task {name} has {size} demonstrations to draw from, the "
             "query perhaps among them; ask for fewer shots"
         )
-    task.sampler = _Sampler(inner)
+    task.sampler = _Sampler(name, task, inner)
     try:
         yield task.sampler
     finally:
@@ -274,7 +296,18 @@ def _sampling(
 
 def _example(name: str, task: Any, sampler: _Sampler, doc_id: int, doc: Doc, shots: int) -> Example:
     sampler.query = doc
-    prompt = task.fewshot_context(doc, num_fewshot=shots, gen_prefix=task.doc_to_prefix(doc))
+    where = f"task {name}, document {doc_id}"
+    answers: Any = None
+    requests: Any = None
+    options: Any = None
+    with explained(where):
+        prompt = task.fewshot_context(doc, num_fewshot=shots, gen_prefix=task.doc_to_prefix(doc))
+        if task.OUTPUT_TYPE == "generate_until":
+            answers = _answers(task, doc)
+        else:
+            requests = task.construct_requests(doc, prompt, metadata=(name, doc_id, 1))
+        if task.OUTPUT_TYPE == "multiple_choice":
+            options = task.doc_to_choice(doc)
     common: dict[str, Any] = {
         "doc_id": doc_id,
         "task": name,
@@ -282,17 +315,13 @@ def _example(name: str, task: Any, sampler: _Sampler, doc_id: int, doc: Doc, sho
         "group": doc["scene"] if name in BUILTIN else doc_id,
     }
     if task.OUTPUT_TYPE == "generate_until":
-        answers = _answers(task, doc)
         choices = tuple(f"{task.config.target_delimiter}{answer}" for answer in answers)
         return Example(prompt, choices, 0, golds=tuple(range(len(choices))), **common)
-    requests = task.construct_requests(doc, prompt, metadata=(name, doc_id, 1))
     if task.OUTPUT_TYPE == "loglikelihood":
         return Example(prompt, (requests.args[1],), 0, **common)
-    options = task.doc_to_choice(doc)
-    if not isinstance(options, list) or not options:
+    if not isinstance(options, list) or not options or not all(isinstance(o, str) for o in options):
         raise ValueError(
-            f"task {name}, document {doc_id}: its choices are {options!r}; give a list of texts "
-            "(doc_to_choice)"
+            f"{where}: its choices are {options!r}; give a list of texts (doc_to_choice)"
         )
     pairs = [request.args[:2] for request in requests[: len(options)]]
     golds = _golds(name, task, doc_id, doc, options)
