@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ablate.anatomy import Anatomy, Attention, Blocks, UnknownArchitecture
     from ablate.components import FFN, Component, Head, KVGroup, Mixer, parse_component
+    from ablate.effects import LeaveOneOut, leave_one_out
     from ablate.fills import Fill, mean_fill, resample_fill
     from ablate.hooked import HookedModel
     from ablate.masks import Mask
     from ablate.sites import Site
+    from ablate.sweep import Reading, Swept, next_tokens
 
 __all__ = [
     "FFN",
@@ -26,11 +28,16 @@ __all__ = [
     "Head",
     "HookedModel",
     "KVGroup",
+    "LeaveOneOut",
     "Mask",
     "Mixer",
+    "Reading",
     "Site",
+    "Swept",
     "UnknownArchitecture",
+    "leave_one_out",
     "mean_fill",
+    "next_tokens",
     "parse_component",
     "resample_fill",
 ]
@@ -40,8 +47,10 @@ _HOME = {
     "components": ("FFN", "Component", "Head", "KVGroup", "Mixer", "parse_component"),
     "fills": ("Fill", "mean_fill", "resample_fill"),
     "hooked": ("HookedModel",),
+    "effects": ("LeaveOneOut", "leave_one_out"),
     "masks": ("Mask",),
     "sites": ("Site",),
+    "sweep": ("Reading", "Swept", "next_tokens"),
 }
 """module -> the public names it defines"""
 

@@ -244,6 +244,13 @@ FAMILIES: dict[str, Anatomy] = {
 }
 """model_type of a Hugging Face config -> its row."""
 
+BY_POSITION_IDS = frozenset(
+    ["gemma", "gemma2", "gpt2", "gpt_neox", "llama", "mistral", "mixtral", "opt", "phi"]
+    + ["qwen2", "qwen3"]
+)
+"""Families that know where a token stands by position ids and the attention mask alone, so that
+tokens can be laid out in trees and blocks run at chosen positions; each is tested."""
+
 
 def anatomy_of(hf_model: nn.Module) -> Anatomy:
     """The row that describes `hf_model`, found by its config's model_type.

@@ -90,7 +90,7 @@ class Call:
                         return Output(index, value)
             return value
 
-        return cls(block, args, kwargs)._map(place)
+        return cls(block, args, kwargs).map(place)
 
     def run(self, before: tuple[Any, ...], checkpoint: bool = False) -> tuple[Any, ...]:
         """(resid, ...) -> (resid, ...): call the block with the outputs of the one before.
@@ -105,7 +105,7 @@ class Call:
                 return value
             return before[value.index] if value.index < len(before) else value.recorded
 
-        now = self._map(fill)
+        now = self.map(fill)
         if checkpoint:
             return outputs(checkpointed(self.block, *now.args, use_reentrant=False, **now.kwargs))
         return outputs(self.block(*now.args, **now.kwargs))
@@ -125,9 +125,9 @@ class Call:
                 done[id(value)] = _expand(name, value, batch, rows)
             return done[id(value)]
 
-        return self._map(expand)
+        return self.map(expand)
 
-    def _map(self, change: Callable[[str, Any], Any]) -> Call:
+    def map(self, change: Callable[[str, Any], Any]) -> Call:
         """The same call with `change(name, leaf)` in the place of every leaf."""
         names = parameters(self.block)
         names += [""] * (len(self.args) - len(names))

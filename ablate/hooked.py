@@ -16,7 +16,7 @@ context sees what those entered before it left. Where it misleads: a removed hea
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from ablate.anatomy import Anatomy, anatomy_of, base_path, find
 from ablate.components import FFN, Component, Head, KVGroup, Mixer
+from ablate.gates import edit_of, multiplied, place_of
 from ablate.hooks import Edit, Place, execution_device, hooked, is_hooked
 from ablate.masks import Mask, require_mask
 from ablate.placement import DeviceMap, load
@@ -143,7 +144,7 @@ class HookedModel:
             gate = torch.tensor(keep if site.kind == "head" else keep[0], device=device)
             gates[site.name] = gate
             stand_in = None if isinstance(fill, str) else fill.at(site, device)
-            edits[_place(site)] = _gate(site, gate, stand_in)
+            edits[place_of(site)] = edit_of(site, gate, stand_in)
         with hooked(self.model, edits):
             yield gates
 
@@ -177,7 +178,7 @@ class HookedModel:
                     f"a gate of shape {tuple(gate.shape)} at {name}, which has {site.width} "
                     f"head(s): give one that broadcasts to {axes}"
                 )
-            edits[_place(site)] = _gate(site, gate)
+            edits[place_of(site)] = edit_of(site, gate)
         with hooked(self.model, edits):
             yield
 
@@ -214,11 +215,11 @@ class HookedModel:
                 size = (*x.shape[:2], site.width)
                 leaf = torch.ones(size, device=x.device, dtype=dtype, requires_grad=True)
                 leaves[site.name].append(leaf)
-                return _gated(site, x, leaf if site.kind == "head" else leaf[..., 0])
+                return multiplied(site, x, leaf if site.kind == "head" else leaf[..., 0])
 
             return edit
 
-        with hooked(self.model, {_place(site): fresh(site) for site in self.sites}):
+        with hooked(self.model, {place_of(site): fresh(site) for site in self.sites}):
             yield leaves
 
     @contextmanager
@@ -324,7 +325,7 @@ class HookedModel:
                 yield Place(f"{name}.hook_resid_pre", block, "input", block), None
                 yield Place(f"{name}.hook_resid_post", block, "output", block), None
         for site in self.sites:
-            yield _place(site), site
+            yield place_of(site), site
             if site.row is not None:
                 stem = site.name.removesuffix(".hook_z")
                 pattern = Place(
@@ -350,31 +351,6 @@ class HookedModel:
                 "pattern: load with attn_implementation='eager' or call "
                 "model.model.set_attn_implementation('eager')"
             )
-
-
-def _place(site: Site) -> Place:
-    return Place(site.name, site.path, site.where, site.block)
-
-
-def _gated(site: Site, x: Tensor, gate: Tensor) -> Tensor:
-    """x [batch, pos, width·d_head] times gate, broadcast over each head's (branch's) width."""
-    gate = gate.to(device=x.device, dtype=x.dtype)[..., None]
-    if site.kind != "head":
-        return x * gate
-    z = rearrange(x, "batch pos (head d_head) -> batch pos head d_head", head=site.width)
-    return rearrange(z * gate, "batch pos head d_head -> batch pos (head d_head)")
-
-
-def _gate(site: Site, gate: Tensor, stand_in: Callable[[Tensor], Tensor] | None = None) -> Edit:
-    """Multiply by `gate`, or put `stand_in` where it is 0."""
-    if stand_in is None:
-        return lambda x: _gated(site, x, gate)
-
-    def replace(x: Tensor) -> Tensor:
-        kept = _gated(site, torch.ones_like(x), gate) != 0
-        return torch.where(kept, x, stand_in(x))
-
-    return replace
 
 
 def _keep(cache: dict[str, Tensor], place: Place, site: Site | None) -> Edit:

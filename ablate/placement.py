@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 import transformers
+from accelerate.hooks import AlignDevicesHook
 from safetensors import SafetensorError
 from torch import nn
 from transformers.utils import logging as transformers_logging
@@ -141,6 +142,40 @@ def require_materialised(parameters: Iterable[tuple[str, nn.Parameter]]) -> None
                 f"{name} is offloaded (meta), and a change to it would be lost: load the model "
                 "without offload, with a device_map that keeps this parameter on a device"
             )
+
+
+@contextmanager
+def resident(module: nn.Module) -> Iterator[None]:
+    """Offloaded weights of `module` are fetched once and stay where it computes, while inside.
+
+    Without it accelerate fetches them for every call. Nothing happens where none are offloaded.
+    """
+    offloaded = [
+        (part, hook) for part in module.modules() for hook in _align_hooks(part) if hook.offload
+    ]
+    held: list[tuple[nn.Module, AlignDevicesHook]] = []
+    try:
+        for part, hook in offloaded:
+            hook.pre_forward(part)
+            hook.offload = False  # its calls neither fetch nor drop
+            held.append((part, hook))
+        yield
+    finally:
+        for part, hook in held:
+            hook.offload = True
+            hook.post_forward(part, None)
+
+
+def is_offloaded(module: nn.Module) -> bool:
+    """Whether any weight of `module` waits elsewhere than where it computes."""
+    return any(parameter.is_meta for parameter in module.parameters())
+
+
+def _align_hooks(module: nn.Module) -> tuple[AlignDevicesHook, ...]:
+    """Accelerate's hooks on one module that place its own tensors."""
+    hook = getattr(module, "_hf_hook", None)
+    hooks = getattr(hook, "hooks", (hook,))  # a SequentialHook holds several
+    return tuple(hook for hook in hooks if isinstance(hook, AlignDevicesHook))
 
 
 def _known() -> str:

@@ -29,7 +29,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ablate.anatomy import Anatomy, UnknownArchitecture, anatomy_of, base_path, find
+from ablate.anatomy import Anatomy, Blocks, UnknownArchitecture, anatomy_of, base_path, find
 from ablate.calls import Call, answered, beside, outputs, residual
 from ablate.components import Stack
 
@@ -239,6 +239,17 @@ def embed(
     return found[0]
 
 
+def stacks_of(hf_model: nn.Module, anatomy: Anatomy) -> list[Stack]:
+    """The stacks of blocks that this model has, in the order in which they run."""
+    return [row.stack for row in _rows(hf_model, anatomy)]
+
+
+def _rows(hf_model: nn.Module, anatomy: Anatomy) -> list[Blocks]:
+    return [
+        row for row in anatomy.stacks if find(hf_model, base_path(hf_model, row.path)) is not None
+    ]
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Part:
     """One stack as it stands in a loaded model."""
@@ -259,11 +270,7 @@ class Part:
     def of(cls, hf_model: nn.Module, stack: Stack | None, anatomy: Anatomy | None) -> Part:
         """The stack asked for. Raises ValueError if the model has none of that name."""
         anatomy = anatomy or anatomy_of(hf_model)
-        rows = {
-            row.stack: row
-            for row in anatomy.stacks
-            if find(hf_model, base_path(hf_model, row.path)) is not None
-        }
+        rows = {row.stack: row for row in _rows(hf_model, anatomy)}
         wanted = stack if stack is not None else "decoder" if "decoder" in rows else ""
         if wanted not in rows:
             there = ", ".join(map(repr, rows)) or "no blocks where its anatomy looks"

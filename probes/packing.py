@@ -24,16 +24,13 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from ablate.anatomy import BY_POSITION_IDS
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Layout = Literal["tree", "rows", "encoder"]
 
-TREES = frozenset(
-    ["gemma", "gemma2", "gpt2", "gpt_neox", "llama", "mistral", "mixtral", "opt", "phi"]
-    + ["qwen2", "qwen3"]
-)
-"""Model types that know places by position_ids and the mask alone; each is tested."""
 ROW_SLOTS = 1024
 """A tree grows no longer than this: attention costs the square of a row."""
 SHARED = 0.25
@@ -96,7 +93,7 @@ def layout_of(hf_model: PreTrainedModel, longest: int) -> Layout:
         return "encoder"
     window = getattr(config, "sliding_window", None)
     plain = config._attn_implementation in ("eager", "sdpa")
-    if config.model_type in TREES and plain and (window is None or longest <= window):
+    if config.model_type in BY_POSITION_IDS and plain and (window is None or longest <= window):
         return "tree"
     return "rows"
 

@@ -1,0 +1,132 @@
+"""Which predictions are read from a batch, and what does a residual stream say of them?
+
+    log p(target) = logit(target) − log Σ_v exp logit(v)
+
+Logits are formed at the positions that are read and nowhere else, each once however many targets
+are asked of it, and for many streams in one product; at most `LOGITS` exist at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from ablate.placement import resident
+from ablate.stack import Recorded
+
+LOGITS = 2**25
+"""Logits formed at a time, at most."""
+NORMALISED = 2**21
+"""Logits normalised at a time: they stay in the cache."""
+
+
+@dataclass(frozen=True, eq=False)
+class Wanted:
+    """The predictions to read from a batch.
+
+    Attributes:
+        slots: the different (row, position) pairs, row by row.
+        slot_of: for every entry, its slot.
+        targets: for every entry, its token.
+        chosen: for every row, the positions of its slots, the last one repeated to equal length.
+        place_of: for every slot, its (row, place among the chosen).
+    """
+
+    slots: Int[Tensor, "slot 2"]
+    slot_of: Int[Tensor, "entry"]
+    targets: Int[Tensor, "entry"]
+    chosen: Int[Tensor, "batch chosen"]
+    place_of: Int[Tensor, "slot 2"]
+
+    @classmethod
+    def of(
+        cls,
+        positions: Int[Tensor, "entry 2"],
+        targets: Int[Tensor, "entry"],
+        shape: tuple[int, int],
+    ) -> Wanted:
+        """`positions` are (row, position) in a batch of `shape`.
+
+        Raises ValueError for a position outside it, for none, and for another number of targets.
+        """
+        if positions.ndim != 2 or positions.shape[1] != 2 or not len(positions):
+            raise ValueError(
+                f"positions of shape {list(positions.shape)}: give at least one (row, position)"
+            )
+        if len(targets) != len(positions):
+            raise ValueError(f"{len(targets)} targets at {len(positions)} positions: give one each")
+        if int(positions.min()) < 0 or not bool((positions < torch.tensor(shape)).all()):
+            outside = positions[((positions < 0) | (positions >= torch.tensor(shape))).any(1)]
+            raise ValueError(
+                f"position {outside[0].tolist()} of a batch of {list(shape)}: (row, position) "
+                "count from 0"
+            )
+        slots, slot_of = positions.unique(dim=0, return_inverse=True)
+        row, position = slots.unbind(1)
+        counts = torch.bincount(row, minlength=shape[0])
+        place = torch.arange(len(slots)) - (counts.cumsum(0) - counts)[row]
+        chosen = torch.zeros(shape[0], int(counts.max()), dtype=torch.long)
+        last = torch.zeros(shape[0], dtype=torch.long)
+        last.scatter_reduce_(0, row, position, "amax")
+        chosen[:] = last[:, None]
+        chosen[row, place] = position
+        return cls(slots, slot_of, targets, chosen, torch.stack([row, place], 1))
+
+    def pick(self, resid: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "slot d_model"]:
+        """The slots of a stream at all positions."""
+        row, position = self.slots.to(resid.device).unbind(1)
+        return resid[row, position]
+
+    def narrowed(self, resid: Float[Tensor, "batch chosen d"]) -> Float[Tensor, "slot d"]:
+        """The slots of a stream at the chosen positions."""
+        row, place = self.place_of.to(resid.device).unbind(1)
+        return resid[row, place]
+
+
+def read(
+    recorded: Recorded,
+    streams: Sequence[Float[Tensor, "slot d_model"]],
+    wanted: Wanted,
+    memory: int,
+) -> tuple[Float[Tensor, "stream entry"], Bool[Tensor, "stream entry"]]:
+    """(log p of every target, whether it is the arg-max) for each stream, in fp32 on the CPU."""
+    model: Any = recorded.model
+    head = model.get_output_embeddings()
+    if head is None:
+        raise ValueError(
+            f"predictions of {type(model).__name__} asked for: it has no language-model head"
+        )
+    at_once = max(1, min(LOGITS, memory // 16) // head.weight.shape[0])
+    # Entries slot by slot, stream by stream: then a piece of the slots is a piece of the entries.
+    order = wanted.slot_of.argsort(stable=True)
+    count, entries = len(wanted.slots), len(order)
+    starts = count * torch.arange(len(streams))[:, None]
+    slot = (starts + wanted.slot_of[order]).flatten()
+    target = wanted.targets[order].repeat(len(streams))
+    log_p, best = torch.empty(len(slot)), torch.empty(len(slot), dtype=torch.bool)
+    resid = torch.cat(list(streams))
+    with resident(nn.ModuleList([*recorded.part.closing, head])):
+        for first in range(0, len(resid), at_once):
+            logits = recorded.head(resid[None, first : first + at_once])[0]
+            a, b = torch.searchsorted(slot, torch.tensor([first, first + len(logits)])).tolist()
+            log_p[a:b], best[a:b] = target_log_p(logits, slot[a:b] - first, target[a:b])
+    back = torch.empty(entries, dtype=torch.long)
+    back[order] = torch.arange(entries)
+    shape = len(streams), entries
+    return log_p.view(shape)[:, back], best.view(shape)[:, back]
+
+
+def target_log_p(
+    logits: Float[Tensor, "slot vocab"], slot: Int[Tensor, "entry"], target: Int[Tensor, "entry"]
+) -> tuple[Float[Tensor, "entry"], Bool[Tensor, "entry"]]:
+    """(log p of `target` at `slot`, whether it is the arg-max), in fp32; differentiable."""
+    slot, target = slot.to(logits.device), target.to(logits.device)
+    parts = logits.split(max(1, NORMALISED // logits.shape[-1]))
+    total = torch.cat([part.float().logsumexp(-1) for part in parts])
+    top = torch.cat([part.argmax(-1) for part in parts])
+    return logits[slot, target].float() - total[slot], top[slot] == target

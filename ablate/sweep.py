@@ -1,0 +1,235 @@
+"""What does the model predict without each of many sets of components, exactly and all at once?
+
+    log p(target | row up to position; mask)        for every mask and every prediction read
+
+Masking one component after another costs a forward each. Here a mask costs what lies above its
+lowest component, in large batches: all masks climb the recorded model together
+(`ablate.upward`), masks that agree share their way (`ablate.variants`), the last block and the
+vocabulary are computed only where a prediction is read (`ablate.narrow`, `ablate.readout`).
+Nothing is approximated: every number is that of `model.ablated(mask)` up to rounding, 1e-6 of the
+largest activation in fp32.
+
+    reading = next_tokens({"input_ids": ids})
+    for swept in sweep(model, [Mask([head]) for head in model.heads], [reading]):
+        loss = -swept.log_p.mean(1)                     # [mask]
+
+Where it misleads: rows of a batch must not see each other (no batch norm), and the model must be
+in eval mode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutput
+
+from ablate import narrow
+from ablate.budget import SHARE, free_bytes
+from ablate.components import Component
+from ablate.hooks import execution_device, is_hooked
+from ablate.masks import Mask
+from ablate.placement import is_offloaded
+from ablate.readout import Wanted, read
+from ablate.sites import Site
+from ablate.stack import Part, Recorded, record, stacks_of
+from ablate.upward import Climb, Stage
+from ablate.variants import Child, fork
+from ablate.visits import watched
+
+if TYPE_CHECKING:
+    from ablate.fills import Fill
+    from ablate.hooked import HookedModel
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """One forward, and the predictions to read from it.
+
+    Attributes:
+        inputs: keyword tensors of the model's forward.
+        positions: (row, position) of the logits to read, of the decoder where there are two
+            stacks; may repeat.
+        targets: the token whose log-probability is read there.
+        source_rows: for an encoder-decoder, the row of `input_ids` that each decoder row belongs
+            to, where several share one; None if they pair up.
+    """
+
+    inputs: Mapping[str, Any]
+    positions: Int[Tensor, "entry 2"]
+    targets: Int[Tensor, "entry"]
+    source_rows: Int[Tensor, "batch"] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Swept:
+    """What each mask makes of one reading.
+
+    Attributes:
+        log_p: log-probability of every target under every mask, in nats; [mask, entry], fp32.
+        best: whether the target is the most likely token; [mask, entry].
+    """
+
+    log_p: Float[Tensor, "mask entry"]
+    best: Bool[Tensor, "mask entry"]
+
+
+def sweep(
+    model: HookedModel,
+    masks: Sequence[Mask],
+    readings: Iterable[Reading],
+    *,
+    fill: Literal["zero"] | Fill = "zero",
+    memory: int | None = None,
+) -> Iterator[Swept]:
+    """Every mask on every reading: one Swept a reading, as soon as it is done.
+
+    Args:
+        masks: sets of components, the empty one allowed.
+        fill: what stands in for removed activations, as in `HookedModel.ablated`. A fill with
+            positions or examples must fit every reading.
+        memory: bytes that may be allocated beyond the model; None for half of what is free now.
+
+    Raises ValueError for no masks, a component the model lacks, a model in training mode, a
+    position outside its row, and a model that cannot be run in parts.
+    """
+    if not masks:
+        raise ValueError("a sweep over no masks asked for: give at least one, such as Mask()")
+    if model.model.training:
+        raise ValueError("a sweep of a model in training mode asked for: call .eval() first")
+    if isinstance(fill, str) and fill != "zero":
+        raise ValueError(f"no fill {fill!r}: use 'zero', or collect one with mean_fill")
+    expanded = [model.expand(mask) for mask in masks]
+    device = execution_device(model.model)
+    measured: dict[Any, tuple[int, int]] = {}
+    for reading in readings:
+        room = memory if memory is not None else int(SHARE * free_bytes(device))
+        with torch.inference_mode(False), torch.no_grad():
+            yield _swept(model, expanded, reading, fill, room, measured)
+
+
+def next_tokens(inputs: Mapping[str, Any]) -> Reading:
+    """Reads every next token of every row; padded ones, by `attention_mask`, are left out."""
+    ids = inputs["input_ids"]
+    real = inputs.get("attention_mask", torch.ones_like(ids)).bool().cpu()
+    positions = (real[:, :-1] & real[:, 1:]).nonzero()
+    row, position = positions.unbind(1)
+    return Reading(inputs, positions, ids.cpu()[row, position + 1])
+
+
+def _swept(
+    model: HookedModel,
+    masks: Sequence[Mask],
+    reading: Reading,
+    fill: Literal["zero"] | Fill,
+    memory: int,
+    measured: dict[Any, tuple[int, int]],
+) -> Swept:
+    plain = not is_hooked(model.model)  # another context's edits are made for whole rows
+    stacks = _stacks(model)
+    sites = [site for stack in stacks for site in stack]
+    levels, _ = fork(masks, [_components(block) for block in sites])
+    stages = _recorded(model, stacks, levels, reading, plain)
+    end = stages[-1].recorded
+    wanted = Wanted.of(reading.positions, reading.targets, end.shape[:2])
+    last = end.calls[-1]
+    narrows = plain and narrow.can(model.model, last) and wanted.chosen.shape[1] < end.shape[1] / 2
+    climb = Climb(
+        model.model,
+        stages,
+        fill,
+        memory // 4,
+        wanted.chosen if narrows else None,
+        torch.device("cpu") if is_offloaded(model.model) else None,
+        measured,
+    )
+    log_p = torch.empty(len(masks), len(reading.targets))
+    best = torch.empty(len(masks), len(reading.targets), dtype=torch.bool)
+    whole = wanted.pick(end.resid(end.n_blocks))
+    for group in _groups(len(masks), end, memory // 2):
+        levels, ends = fork([masks[i] for i in group], [_components(block) for block in sites])
+        streams = {
+            node: wanted.narrowed(resid) if narrows else wanted.pick(resid)
+            for node, resid in climb.run(levels).items()
+        }
+        streams[0] = whole
+        nodes = sorted(set(ends))
+        of_nodes = read(end, [streams[node] for node in nodes], wanted, memory // 4)
+        place = torch.tensor([nodes.index(node) for node in ends])
+        log_p[list(group)], best[list(group)] = (values[place] for values in of_nodes)
+    return Swept(log_p, best)
+
+
+def _groups(masks: int, end: Recorded, memory: int) -> list[range]:
+    """Consecutive masks whose streams fit into memory together, before and behind a block."""
+    batch, pos, d_model = end.shape
+    of_one = 2 * batch * pos * d_model * end.resid(end.n_blocks).element_size()
+    at_once = max(1, memory // of_one)
+    return [range(i, min(i + at_once, masks)) for i in range(0, masks, at_once)]
+
+
+def _stacks(model: HookedModel) -> list[list[list[Site]]]:
+    """The sites of every block of every stack, in the order in which they run."""
+    found = []
+    for stack in stacks_of(model.model, model.anatomy):
+        part = Part.of(model.model, stack, model.anatomy)
+        place = {id(block): i for i, block in enumerate(part.blocks)}
+        blocks: list[list[Site]] = [[] for _ in part.blocks]
+        for site in model.sites:
+            if (i := place.get(id(model.model.get_submodule(site.block)))) is not None:
+                blocks[i].append(site)
+        found.append(blocks)
+    return found
+
+
+def _components(sites: Iterable[Site]) -> frozenset[Component]:
+    return frozenset(component for site in sites for component in site.components)
+
+
+def _recorded(
+    model: HookedModel,
+    stacks: Sequence[Sequence[Sequence[Site]]],
+    levels: Sequence[Sequence[Child]],
+    reading: Reading,
+    plain: bool,
+) -> list[Stage]:
+    """The whole model's forward on the reading, with what the masks will ask of it."""
+    stages: list[Stage] = []
+    inputs, rows = dict(reading.inputs), reading.source_rows
+    names = stacks_of(model.model, model.anatomy)
+    level = iter(levels)
+    for name, blocks in zip(names, stacks, strict=True):
+        # Where a mask leaves the whole model, the stream and z are wanted; elsewhere neither.
+        leaves = [any(c.parent == 0 and c.cut for c in next(level)) for _ in blocks]
+        keep = [i for i, here in enumerate(leaves) if here] + [0, len(blocks)]
+        watch = [s for here, of in zip(leaves, blocks, strict=True) if here for s in of]
+        with watched(model.model, watch if plain else ()) as known:
+            recorded = record(
+                model.model, inputs, keep=set(keep), stack=name, anatomy=model.anatomy
+            )
+        source_rows = None
+        if name == "decoder" and len(names) > 1:
+            source_rows = rows if rows is not None else torch.arange(recorded.batch)
+        stages.append(Stage(recorded, blocks, known, source_rows))
+        if name == "encoder":
+            inputs = _read_by_decoder(recorded, inputs, rows)
+    return stages
+
+
+def _read_by_decoder(
+    encoder: Recorded, inputs: Mapping[str, Any], rows: Int[Tensor, "batch"] | None
+) -> dict[str, Any]:
+    """The inputs of the decoder's forward: the encoder has run, once for all rows that share it."""
+    states = encoder.part.close(encoder.resid(encoder.n_blocks))
+    if rows is None:
+        rows = torch.arange(len(states))
+    mask = inputs.get("attention_mask")
+    rest = {k: v for k, v in inputs.items() if k not in ("input_ids", "attention_mask")}
+    if mask is not None:
+        rest["attention_mask"] = mask[rows.to(mask.device)]
+    answer = BaseModelOutput(last_hidden_state=states[rows.to(states.device)])
+    return {**rest, "encoder_outputs": answer}
