@@ -8,6 +8,7 @@ is instant. Progress goes to stderr; the last line of stdout is one JSON object.
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import re
@@ -33,8 +34,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # help was printed, or the arguments were refused
         return stop.code if isinstance(stop.code, int) else 0
     name = next(name for name, known in STUDIES.items() if known is type(study))
-    folder = RunFolder.for_study(name, study)
-    again = folder.finished
+    try:
+        folder = RunFolder.for_study(name, study)
+        again = folder.finished
+    except (ValueError, LookupError, OSError) as error:
+        return _refused(error)
     try:
         folder, outcome = run_study(name, study)
     except KeyboardInterrupt:
@@ -42,10 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _say("interrupted" + resumes)
         return 130
     except (ValueError, LookupError, OSError) as error:
-        if not _is_about_arguments(error):
-            raise
-        _say(_one_line(error))
-        return 2
+        return _refused(error)
     if again:
         _say(f"finished before, on {folder.environment()['started']}; remove its folder to repeat")
     _say(f"report in {folder.path / 'report.html'}")
@@ -108,11 +109,19 @@ def _unboxed(text: str) -> str:
     return "; ".join([message, *available, f"see {help_at[0] if help_at else 'ablate --help'}"])
 
 
+def _refused(error: ValueError | LookupError | OSError) -> int:
+    """The exit code of unusable arguments, said in one line; any other error goes on up."""
+    if not _is_about_arguments(error):
+        raise error
+    _say(_one_line(error))
+    return 2
+
+
 def _is_about_arguments(error: ValueError | LookupError | OSError) -> bool:
     """False for a bare KeyError or IndexError (a bug) and for a disk or network that failed."""
     if isinstance(error, OSError):
         about_paths = (FileNotFoundError, FileExistsError, NotADirectoryError)
-        return error.errno is None or isinstance(
+        return error.errno in (None, errno.ENAMETOOLONG) or isinstance(
             error, (*about_paths, IsADirectoryError, PermissionError)
         )
     return type(error) not in (KeyError, IndexError)

@@ -1,8 +1,11 @@
 """What exactly was asked of a study: its options, its local inputs, its command line, its hash.
 
 Two runs share a folder when everything that decides the result is equal: the study's name, its
-options, and the content of the local files that the options name. The root of the run folders
-decides nothing, and neither does a field declared with `metadata=NOT_HASHED` (a batch size, say).
+options, and the content of the files behind them: local files and folders that a field declared
+with `metadata=INPUT` names, and what the tasks of a field called `tasks` are made of, built-in ones
+too. The root of the run folders decides nothing, and neither does a field declared with
+`metadata=NOT_HASHED` (a batch size, say). Where it misleads: what is on the hub goes by its name,
+and a Python file that a task's function imports counts only inside a folder named as the task.
 
 The options that several studies have are defined once, here: a study inherits `RunOptions`, or
 `ModelOptions` when it loads a model, and adds its own fields.
@@ -25,6 +28,9 @@ if TYPE_CHECKING:
 NOT_HASHED: Mapping[str, bool] = {"hashed": False}
 """Metadata of a dataclass field that changes the cost of a run and not its result."""
 
+INPUT: Mapping[str, bool] = {"input": True}
+"""Metadata of a dataclass field that names a local input, by a path or a bundled name."""
+
 CONTENT_LIMIT = 256 * 2**20
 """Bytes up to which a local input is identified by content; above, by names, sizes and times."""
 
@@ -46,7 +52,7 @@ class RunOptions:
 class ModelOptions(RunOptions):
     """The options of every study that loads a model."""
 
-    model: str = "stdlib-opt"
+    model: str = dataclasses.field(default="stdlib-opt", metadata=INPUT)
     """Bundled name, local folder or Hugging Face id."""
     dtype: Literal["float32", "bfloat16", "float16", "checkpoint"] = "float32"
     """Of the weights; checkpoint keeps what the file has."""
@@ -84,14 +90,12 @@ def options_of(study: Any) -> dict[str, Any]:
 
 
 def config_of(name: str, study: Any) -> dict[str, Any]:
-    """What is hashed: study name, options, fingerprints of the local inputs they name."""
-    options = options_of(study)
-    inputs = {
-        value: fingerprint(path, besides=study.runs)
-        for value in sorted(_strings(options))
-        if (path := _local(value)) is not None
-    }
-    return {"study": name, "options": options, "inputs": inputs}
+    """What is hashed: study name, options, fingerprints of the inputs they name.
+
+    Raises ValueError for a task file that cannot be read.
+    """
+    inputs = dict(sorted(_inputs(study)))
+    return {"study": name, "options": options_of(study), "inputs": inputs}
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
@@ -150,6 +154,31 @@ def _default(field: dataclasses.Field[Any]) -> Any:
     return field.default
 
 
+def _inputs(study: Any) -> Iterator[tuple[str, str]]:
+    """What the options name, and the fingerprint of its files."""
+    for field in dataclasses.fields(study):
+        value = getattr(study, field.name)
+        if field.name == "tasks":
+            yield from _task_inputs(tuple(_strings(_plain(value))), study.runs)
+        elif field.metadata.get("input"):
+            for name in _strings(_plain(value)):
+                if (path := _local(name)) is not None:
+                    yield name, fingerprint(path, besides=study.runs)
+
+
+def _task_inputs(names: tuple[str, ...], runs: Path) -> Iterator[tuple[str, str]]:
+    """Every task asked for (all built-in ones where none is), if its files are here."""
+    from probes.task_names import BUILTIN, task_sources
+
+    for name in names or BUILTIN:
+        paths = list(task_sources(name))
+        if name not in BUILTIN and Path(name).is_dir():
+            paths.append(Path(name))
+        if paths:
+            parts = [f"{path.name} {fingerprint(path, besides=runs)}" for path in paths]
+            yield f"task {name}", hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
 def _strings(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value
@@ -162,11 +191,13 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def _local(value: str) -> Path | None:
-    """The file or folder an option's value names, if it names one: bundled models come first."""
-    if not value or len(value) > 1000 or "\0" in value:
+    """The file or folder an input's name stands for, if there is one: bundled ones come first."""
+    if not value or "\0" in value:
         return None
-    candidates = (ZOO / value, Path(value)) if "/" not in value else (Path(value),)
-    return next((path for path in candidates if path.exists() and path != ZOO), None)
+    if value in {path.name for path in ZOO.glob("*")}:
+        return ZOO / value
+    path = Path(value).expanduser()
+    return path if path.exists() else None
 
 
 def _files(path: Path, besides: Path | None) -> Iterator[Path]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from experiments.config import NOT_HASHED, RunOptions
+from experiments.config import INPUT, NOT_HASHED, RunOptions
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,9 +45,9 @@ class Pretraining(RunOptions):
     """Longest context, in tokens."""
     vocab: int = 2048
     """Entries of the byte-level BPE vocabulary."""
-    corpus: str = "stdlib"
+    corpus: str = field(default="stdlib", metadata=INPUT)
     """'stdlib', or a folder of text files; split into train and validation by file."""
-    start_from: str = ""
+    start_from: str = field(default="", metadata=INPUT)
     """Go on from a model that this study wrote (its folder, on the same corpus); empty: scratch."""
     tokens: int = 24_000_000
     """Tokens to train on, repeated epochs counted."""

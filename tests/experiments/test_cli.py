@@ -59,6 +59,13 @@ def test_last_line_is_the_outcome(capsys, tmp_path: Path):
         (["count", "--fail", "refuse-late"], "L0H1 gives NaN on example 3"),
         (["count", "--runs", "/proc/none"], "cannot write run folders under --runs: "),
         (["prune", "--fractions", "1.5"], "1.5"),
+        (["count", "--source", "x" * 300], "File name too long: xxx"),
+        (["count", "--runs", "x" * 300], "File name too long: xxx"),
+        (["prune", "--model", "x" * 300], "File name too long: xxx"),
+        (["prune", "--tasks", "x" * 300], "File name too long: xxx"),
+        (["prune", "--tasks", "nowhere.yaml"], "no task file nowhere.yaml"),
+        (["pretrain", "--corpus", "x" * 300], "File name too long: xxx"),
+        (["pretrain", "--start-from", "x" * 300], "File name too long: xxx"),
         (["pretrain", "--heads", "5"], "d_model 192 does not divide into 5 heads"),
     ],
 )

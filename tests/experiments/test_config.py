@@ -2,6 +2,8 @@
 
 import dataclasses
 import shlex
+import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,8 @@ from experiments.config import (
     fingerprint,
     options_of,
 )
+from probes import task_names
+from probes.task_names import BUILTIN
 from tests.experiments.toy import Counting
 
 
@@ -50,6 +54,70 @@ def test_hash_follows_the_content_of_a_local_input(tmp_path: Path):
     assert config_of("count", study) == before
     (source / "sub" / "weights").write_text("two")
     assert config_of("count", study)["inputs"] != before["inputs"]
+
+
+@dataclass(frozen=True)
+class Asking(ModelOptions):
+    """A study that asks tasks."""
+
+    tasks: tuple[str, ...] = ()
+    fill: str = "zero"
+
+
+def inputs_of(**options) -> dict[str, str]:
+    return config_of("ask", Asking(**options))["inputs"]
+
+
+def test_only_fields_that_name_inputs_are_looked_for(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = config_of("ask", Asking())
+    for name in ("zero", "float32", "runs"):
+        (tmp_path / name).write_text("a file that nobody named")
+    assert config_of("ask", Asking()) == before
+    assert set(before["inputs"]) == {"stdlib-opt", *(f"task {name}" for name in BUILTIN)}
+    (tmp_path / "mine").write_text("a checkpoint")
+    assert set(inputs_of(model="mine", tasks=("pair_mapping",))) == {"mine", "task pair_mapping"}
+
+
+def test_hash_follows_the_content_of_the_built_in_tasks_asked(tmp_path: Path, monkeypatch):
+    folder = tmp_path / "builtin"
+    shutil.copytree(task_names.BUILTIN_FOLDER, folder)
+    monkeypatch.setattr(task_names, "BUILTIN_FOLDER", folder)
+    every, one = inputs_of(), inputs_of(tasks=("pair_mapping",))
+    with (folder / "call_mapping.test.jsonl").open("a") as file:
+        file.write("\n")
+    assert inputs_of(tasks=("pair_mapping",)) == one
+    changed = {name for name, mark in inputs_of().items() if every[name] != mark}
+    assert changed == {"task call_mapping"}
+    (folder / "read.py").write_text("# read otherwise")
+    assert inputs_of(tasks=("pair_mapping",)) != one
+
+
+def test_hash_follows_everything_that_a_task_file_names(tmp_path: Path):
+    data = tmp_path / "elsewhere"
+    (data / "deep").mkdir(parents=True)
+    tasks = tmp_path / "tasks"
+    tasks.mkdir()
+    path = tasks / "mine.yaml"
+    path.write_text(
+        "task: mine\ninclude: ../elsewhere/base\ndoc_to_text: !function code.f\n"
+        "dataset_path: json\ndataset_kwargs: {data_files: {test: ../elsewhere/deep/data.jsonl}}\n"
+    )
+    for name in ("elsewhere/base", "elsewhere/deep/data.jsonl", "tasks/code.py"):
+        (tmp_path / name).write_text("tag: x")
+    seen = [inputs_of(tasks=(str(path),)), inputs_of(tasks=(str(tasks),))]
+    assert list(seen[0]) == ["stdlib-opt", f"task {path}"]
+    for name in ("elsewhere/base", "elsewhere/deep/data.jsonl", "tasks/code.py"):
+        (tmp_path / name).write_text(f"tag: {name}")
+        now = [inputs_of(tasks=(str(path),)), inputs_of(tasks=(str(tasks),))]
+        assert all(a != b for a, b in zip(now, seen, strict=True)), name
+        seen = now
+    (tasks / "helper.py").write_text("# imported by code.py, perhaps")
+    assert inputs_of(tasks=(str(tasks),)) != seen[1]
+
+
+def test_what_is_on_the_hub_goes_by_its_name():
+    assert inputs_of(model="gpt2", tasks=("hellaswag",)) == {}
 
 
 def test_fingerprint_follows_names_and_works_above_the_content_limit(tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ import signal
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from experiments.config import NOT_HASHED, RunOptions
+from experiments.config import INPUT, NOT_HASHED, RunOptions
 
 if TYPE_CHECKING:
     from experiments.run_folder import Outcome, RunFolder
@@ -22,7 +22,7 @@ class Counting(RunOptions):
 
     numbers: tuple[int, ...] = (0, 1, 2)
     """What to count."""
-    source: str = "nowhere"
+    source: str = field(default="nowhere", metadata=INPUT)
     """A file the result depends on."""
     fail: Literal["no", "refuse", "refuse-late", "bug", "key", "kill", "interrupt", "disk"] = "no"
     """How the study ends."""
