@@ -47,6 +47,11 @@ class RunOptions:
     runs: Path = Path("runs")
     """Root of the run folders."""
 
+    def __post_init__(self) -> None:
+        """Subclasses that check their own fields call this too."""
+        if not 0 <= self.seed < 2**64:
+            raise ValueError(f"--seed {self.seed}: give a number from 0 to {2**64 - 1}")
+
 
 @dataclass(frozen=True)
 class ModelOptions(RunOptions):
@@ -62,7 +67,7 @@ class ModelOptions(RunOptions):
     """Use at most this many examples of each task."""
 
     def __post_init__(self) -> None:
-        """Subclasses that check their own fields call this too."""
+        super().__post_init__()
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"--limit {self.limit}: give a count of at least 1, or leave it out")
 

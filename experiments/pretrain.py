@@ -8,8 +8,8 @@ went on from it with longer rows (its training.json has both commands).
 
 from __future__ import annotations
 
-import dataclasses
 import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,15 +17,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from experiments.config import INPUT, NOT_HASHED, RunOptions
 
 if TYPE_CHECKING:
-    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from experiments.pretrain_setup import Setup
     from experiments.run_folder import Outcome, RunFolder
-    from experiments.tokens import Rows
-    from experiments.training import Trainer
 
 VALIDATION_TOKENS = 65_536
-"""Held-out tokens measured during training; the end measures all of them."""
+"""Held-out tokens measured for a row of the curve; the end measures all of them besides."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,7 @@ class Pretraining(RunOptions):
     repeated_share: float = 0.25
     """Share of the rows made of one repeated span (half text, half random tokens)."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Dtype of matrix products; auto measures which is faster here."""
+    """Dtype of matrix products; auto is bfloat16 where the device has it."""
     device: str = "auto"
     """Torch device; auto takes CUDA when there is one."""
     save_every: float = field(default=60.0, metadata=NOT_HASHED)
@@ -74,6 +72,11 @@ class Pretraining(RunOptions):
         for name in ("layers", "d_model", "heads", "tokens", "batch", "warmup"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)}: give ≥ 1")
+        super().__post_init__()
+        if not 0 < self.rate < math.inf:
+            raise ValueError(f"--rate {self.rate:g}: give a learning rate above 0")
+        if not re.fullmatch(r"auto|(cpu|cuda|mps|xpu)(:\d+)?", self.device):
+            raise ValueError(f"--device {self.device}: give auto, cpu, cuda, cuda:1, mps or xpu")
         if self.d_model % self.heads:
             raise ValueError(
                 f"d_model {self.d_model} does not divide into {self.heads} heads: "
@@ -108,13 +111,13 @@ class Pretraining(RunOptions):
         folder.create()
         _, _, record = self.train(folder.path)
         frame = curve_frame(record["curve"])
-        final = record["curve"][-1]
+        final, whole = record["curve"][-1], record["held_out"]["validation_loss"]
         outcome = Outcome(
-            f"validation loss {final['validation_loss']:.3f} nat after {record['tokens_seen']:,} "
+            f"held-out loss {whole:.3f} nat after {record['tokens_seen']:,} "
             f"tokens; the best head matches prefixes with {final['prefix_matching']:.2f}, and the "
             f"second copy of random tokens costs "
             f"{final['second_copy_loss'] / final['first_copy_loss']:.0%} of the first",
-            {"model": str(folder.path / "model"), **final},
+            {"model": str(folder.path / "model"), **final, "held_out_loss": whole},
         )
         made = folder.finish(outcome, frame, figures=figures(frame), report=report(record))
         (folder.path / "checkpoint.safetensors").unlink(
@@ -127,157 +130,52 @@ class Pretraining(RunOptions):
         from tqdm import tqdm
 
         from experiments.pretrain_record import training_record, write_model
+        from experiments.pretrain_setup import prepare
+        from probes.in_context import held_out_losses
 
-        trainer, tokenizer, rows, held_out, facts = self._prepare(path)
+        setup = prepare(self, path)
+        trainer, tokenizer = setup.trainer, setup.text.tokenizer
         if trainer.resume():
             tqdm.write(f"resuming at step {trainer.step:,} of {self.steps:,}", file=_stderr())
         every = max(1, self.steps // 40)
-        bar = tqdm(
+        mean_loss = None
+        with tqdm(
             total=self.steps * self.batch * self.context,
             initial=trainer.tokens,
             unit="tok",
             unit_scale=True,
             desc="pretrain",
             file=_stderr(),
-        )
-        mean_loss = None
-        for loss in trainer.run(save_every=self.save_every):
-            mean_loss = loss if mean_loss is None else 0.98 * mean_loss + 0.02 * loss
-            bar.update(self.batch * self.context)
-            bar.set_postfix(loss=f"{mean_loss:.3f}", refresh=False)
-            if trainer.step % every == 0 and trainer.step < self.steps:
-                self._measure(trainer, tokenizer, held_out, VALIDATION_TOKENS)
-        bar.close()
-        model = _rounded(trainer.model)
+        ) as bar:
+            for loss in trainer.run(save_every=self.save_every):
+                mean_loss = loss if mean_loss is None else 0.98 * mean_loss + 0.02 * loss
+                bar.update(self.batch * self.context)
+                bar.set_postfix(loss=f"{mean_loss:.3f}", refresh=False)
+                if trainer.step % every == 0 and trainer.step < self.steps:
+                    self._measure(setup)
         if not trainer.rows or trainer.rows[-1]["step"] < self.steps:
-            self._measure(trainer, tokenizer, held_out, None)
+            self._measure(setup)
             trainer.save()
-        record = training_record(self, trainer, rows, facts)
-        write_model(model, tokenizer, record, path / "model", held_out)
+        model = _rounded(trainer.model)
+        whole = held_out_losses(model, setup.text.held_out, self.context, setup.rows.bos)
+        record = training_record(self, setup, whole)
+        write_model(model, tokenizer, record, path / "model", setup.text.held_out)
         return model, tokenizer, record
 
-    def _prepare(
-        self, path: Path
-    ) -> tuple[Trainer, PreTrainedTokenizerBase, Rows, Tensor, dict[str, Any]]:
-        import torch
-        from transformers import OPTConfig, OPTForCausalLM
-
-        from experiments import corpora, tokens, training
-        from experiments.pretrain_record import copy_tokenizer, earlier_record, load_weights
-
-        corpus = corpora.load_corpus(self.corpus, seed=0)
-        earlier = earlier_record(self.start_from, corpus.digest) if self.start_from else None
-        if earlier is not None:
-            copy_tokenizer(Path(self.start_from), path / "model")
-        tokenizer = tokens.train_tokenizer(
-            [d.text for d in corpus.train], self.vocab, path / "model"
-        )
-        bos = tokens.SPECIAL.index(tokens.BOS)
-        stream = tokens.token_stream(corpus.train, tokenizer)
-        rows = tokens.Rows(
-            stream,
-            self.context,
-            self.batch,
-            self.seed,
-            self.repeated_share,
-            bos,
-            len(tokens.SPECIAL),
-            len(tokenizer),
-        )
-        held_out = torch.from_numpy(
-            tokens.token_stream(corpus.validation, tokenizer).astype("int64")
-        )
-        if len(held_out) < self.context:
-            raise ValueError(
-                f"corpus {self.corpus} keeps {len(held_out)} tokens for validation: "
-                f"give more text, or a --context below {self.context}"
-            )
-        device = torch.device(
-            ("cuda" if torch.cuda.is_available() else "cpu")
-            if self.device == "auto"
-            else self.device
-        )
-        torch.manual_seed(self.seed)
-        config = OPTConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=self.d_model,
-            word_embed_proj_dim=self.d_model,
-            ffn_dim=4 * self.d_model,
-            num_hidden_layers=self.layers,
-            num_attention_heads=self.heads,
-            max_position_embeddings=self.context,
-            dropout=0.0,
-            attention_dropout=0.0,
-            layerdrop=0.0,
-            bos_token_id=bos,
-            eos_token_id=bos,
-            pad_token_id=tokens.SPECIAL.index(tokens.PAD),
-        )
-        model: Any = OPTForCausalLM(config)
-        if earlier is not None:
-            load_weights(model, Path(self.start_from))
-        model.to(device)
-        facts = {
-            "corpus": {
-                "name": corpus.name,
-                "sha256": corpus.digest,
-                "train_files": len(corpus.train),
-                "validation_files": [d.path for d in corpus.validation],
-                "characters": corpus.characters,
-            },
-            "train_tokens_sha256": tokens.digest(stream),
-            "unique_tokens_in_corpus": len(stream),
-            "parameters": sum(p.numel() for p in model.parameters()),
-            "earlier": earlier,
-        }
-        identity = {
-            "study": {
-                k: v
-                for k, v in dataclasses.asdict(self).items()
-                if k not in ("runs", "precision", "device", "save_every")
-                and (k != "start_from" or v)
-            },
-            "train_tokens_sha256": facts["train_tokens_sha256"],
-        }
-        trainer = training.Trainer(
-            model,
-            lambda step: rows.at(step, self.row(step)),
-            training.Schedule(self.rate, self.steps, self.warmup),
-            path / "checkpoint.safetensors",
-            identity,
-            device,
-            autocast=torch.bfloat16 if self._precision(path, device) == "bfloat16" else None,
-        )
-        return trainer, tokenizer, rows, held_out, facts
-
-    def _precision(self, path: Path, device: Any) -> str:
-        """The run's precision: measured once, then kept, since a resumed run must not change it."""
-        from experiments.training import fastest_precision
-
-        kept = path / "precision.txt"
-        if self.precision != "auto":
-            return self.precision
-        if not kept.exists():
-            kept.write_text(fastest_precision(device, self.d_model))
-        return kept.read_text()
-
-    def _measure(
-        self,
-        trainer: Trainer,
-        tokenizer: PreTrainedTokenizerBase,
-        held_out: Tensor,
-        limit: int | None,
-    ) -> None:
+    def _measure(self, setup: Setup) -> None:
         """Append one row of measurements, on the weights as they will be saved."""
         from probes.in_context import in_context_measurements
 
+        trainer, text = setup.trainer, setup.text
         model = _rounded(trainer.model)
         trainer.rows.append(
             {
                 "step": trainer.step,
                 "tokens": trainer.tokens,
                 "seconds": trainer.seconds,
-                **in_context_measurements(model, tokenizer, held_out, self.context, limit),
+                **in_context_measurements(
+                    model, text.tokenizer, text.held_out, self.context, VALIDATION_TOKENS
+                ),
             }
         )
 

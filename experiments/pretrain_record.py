@@ -12,6 +12,7 @@ import json
 import platform
 import shutil
 import sys
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,21 +24,22 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from experiments.pretrain import Pretraining
-    from experiments.tokens import Rows
-    from experiments.training import Trainer
+    from experiments.pretrain_setup import Setup
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
 def training_record(
-    study: Pretraining, trainer: Trainer, rows: Rows, facts: dict[str, Any]
+    study: Pretraining, setup: Setup, held_out: Mapping[str, float]
 ) -> dict[str, Any]:
     """What goes into training.json; tokens, epochs and curve count an earlier model's too.
 
-    tokens_seen is T0, unique_tokens is U0 (no more than the corpus holds).
+    tokens_seen is T0, unique_tokens is U0 (no more than the corpus holds). `held_out` are the
+    losses on all held-out tokens; every row of the curve was measured on the same part of them.
     """
     import torch
 
+    trainer, rows, facts = setup.trainer, setup.rows, setup.facts
     earlier = facts["earlier"] or {"tokens_seen": 0, "epochs": 0.0, "curve": [], "seconds": 0.0}
     seen = earlier["tokens_seen"] + trainer.tokens
     step = earlier["curve"][-1]["step"] if earlier["curve"] else 0
@@ -66,6 +68,7 @@ def training_record(
             f"{study.short_share:.0%} of the steps, {study.context} after"
         ),
         **facts,
+        "held_out": {"tokens": len(setup.text.held_out), **held_out},
         "curve": [*earlier["curve"], *curve],
     }
 

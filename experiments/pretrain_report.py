@@ -73,6 +73,10 @@ def report(record: Mapping[str, Any]) -> Report:
             f"{name.replace('_', ' ')}: {value:.3f} (at the first measurement {first[name]:.3f})."
             for name, value in last.items()
             if name not in ("step", "tokens", "seconds")
+        ]
+        + [
+            f"On all {record['held_out']['tokens']:,} held-out tokens the loss is "
+            f"{record['held_out']['validation_loss']:.3f}; the curve is measured on part of them."
         ],
         captions={
             "training": "Held-out loss by position, loss on repeated random tokens, and the best "

@@ -32,7 +32,7 @@ def demo_block(line: Mapping[str, Any]) -> str:
 
 def zoo_block(record: Mapping[str, Any], baseline: pd.DataFrame) -> str:
     """What the bundled model can do, as a table; `baseline` has task, shots, accuracy, stderr."""
-    last = record["curve"][-1]
+    last = record["curve"][-1] | record["held_out"]
     rows = [
         ("held-out loss", f"{last['validation_loss']:.2f} nat per token"),
         (

@@ -16,13 +16,12 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-Precision = Literal["auto", "float32", "bfloat16"]
 IGNORED = -100
 """The label that cross-entropy leaves out, as in torch."""
 
@@ -203,24 +202,6 @@ def next_token_loss(
     return nn.functional.cross_entropy(
         logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED
     )
-
-
-def fastest_precision(device: torch.device, d_model: int) -> Literal["float32", "bfloat16"]:
-    """Which dtype multiplies matrices of this model's width faster on this device (measured).
-
-    CPUs with bf16 matrix units gain an order of magnitude from bf16; others lose by emulating it.
-    """
-    seconds = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        a = torch.randn(4096, d_model, device=device).to(dtype)
-        b = torch.randn(d_model, 4 * d_model, device=device).to(dtype)
-        times = []
-        for _ in range(8):
-            started = time.perf_counter()
-            float((a @ b)[0, 0])  # reading an entry waits for an asynchronous device
-            times.append(time.perf_counter() - started)
-        seconds[dtype] = min(times)
-    return "bfloat16" if seconds[torch.bfloat16] < 0.8 * seconds[torch.float32] else "float32"
 
 
 def _own_tensors(model: nn.Module) -> dict[str, Tensor]:

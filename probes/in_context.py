@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from probes.attention import attention_mass, induction_targets
 from probes.loss import loss_by_position, windows
@@ -36,25 +36,13 @@ def in_context_measurements(
 ) -> dict[str, float]:
     """Held-out loss and what in-context copying there is (nats; scores in [0, 1]).
 
-    validation_loss: mean next-token loss over held-out windows (`limit` tokens of them, evenly
-        spread, or all).
-    early_loss, late_loss: mean loss at positions 20–60 and 400–500 of those windows.
+    validation_loss, early_loss, late_loss: as in `held_out_losses`.
     first_copy_loss, second_copy_loss: on random tokens repeated, lengths 25 … context/4.
     prefix_matching: the best head's score; layer0_prefix_matching: the best of layer 0.
     """
     bos = tokenizer.bos_token_id
     assert isinstance(bos, int)
-    rows = windows(held_out, context, bos=bos)
-    if limit is not None:  # spread over all files, so that it estimates what all windows give
-        count = max(1, min(len(rows), limit // context))
-        rows = rows[torch.linspace(0, len(rows) - 1, count).round().long()]
-    losses = loss_by_position(model, rows)
-    result = {
-        "validation_loss": float(losses.mean()),
-        "early_loss": float(losses[:, EARLY[0] : EARLY[1]].mean()),
-    }
-    if context > LATE[1]:
-        result["late_loss"] = float(losses[:, LATE[0] : LATE[1]].mean())
+    result = held_out_losses(model, held_out, context, bos, limit)
     generator = torch.Generator().manual_seed(0)
     scores, first, second = [], [], []
     longest = context // 4 - 1  # three copies and BOS fit
@@ -77,6 +65,34 @@ def in_context_measurements(
         "prefix_matching": float(by_head.max()),
         "layer0_prefix_matching": float(by_head[0].max()),
     }
+
+
+def held_out_losses(
+    model: nn.Module,
+    held_out: Int[Tensor, "token"],
+    context: int,
+    bos: int,
+    limit: int | None = None,
+) -> dict[str, float]:
+    """Mean next-token losses on held-out text, nats per token.
+
+    validation_loss: over windows of `context` tokens (`limit` tokens of them, evenly spread, or
+        all).
+    early_loss, late_loss: at positions 20–60 and 400–500 of those windows; late_loss is left out
+        where the windows are shorter.
+    """
+    rows = windows(held_out, context, bos=bos)
+    if limit is not None:  # spread over all files, so that it estimates what all windows give
+        count = max(1, min(len(rows), limit // context))
+        rows = rows[torch.linspace(0, len(rows) - 1, count).round().long()]
+    losses = loss_by_position(model, rows)
+    result = {
+        "validation_loss": float(losses.mean()),
+        "early_loss": float(losses[:, EARLY[0] : EARLY[1]].mean()),
+    }
+    if context > LATE[1]:
+        result["late_loss"] = float(losses[:, LATE[0] : LATE[1]].mean())
+    return result
 
 
 @contextmanager

@@ -63,6 +63,27 @@ def test_the_folder_loads_and_its_last_measurement_is_reproduced(trained: Path):
     assert json.loads((folder / "config.json").read_text())["dtype"] == "bfloat16"
 
 
+def test_every_row_of_the_curve_is_measured_on_the_same_text(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A last row on other text than the rows before would show as a jump of the loss."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    monkeypatch.setattr("experiments.pretrain.VALIDATION_TOKENS", 128)
+    _, _, record = Pretraining(**TINY, corpus=str(corpus)).train(tmp_path)
+    folder = tmp_path / "model"
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    held_out, _ = load_stream(folder / "validation.safetensors")
+    tokens = torch.from_numpy(held_out.astype("int64"))
+    part, whole = (in_context_measurements(model, tokenizer, tokens, 64, n) for n in (128, None))
+    assert record["curve"][-1]["validation_loss"] == pytest.approx(part["validation_loss"])
+    kept = record["held_out"]
+    assert kept.pop("tokens") == len(tokens)
+    assert kept == pytest.approx({name: whole[name] for name in ("validation_loss", "early_loss")})
+    assert abs(part["validation_loss"] - whole["validation_loss"]) > 1e-3
+
+
 def test_the_record_says_what_was_done(trained: Path):
     record = json.loads((trained / "model" / "training.json").read_text())
     study_steps = -(-TINY["tokens"] // (TINY["batch"] * TINY["context"]))
@@ -91,11 +112,49 @@ def test_a_finished_run_trains_no_further(trained: Path, corpus: Path):
         ({"layers": 0}, "--layers 0"),
         ({"repeated_share": 1.5}, r"--repeated-share 1.5.*\[0, 1\]"),
         ({"short_rows": 1000}, "--short-rows"),
+        ({"device": "nonsense"}, "--device nonsense: give auto, cpu, cuda, cuda:1"),
+        ({"device": "cpu:x"}, "--device cpu:x"),
+        ({"rate": 0.0}, "--rate 0: give a learning rate above 0"),
+        ({"rate": -1e-3}, "--rate -0.001"),
+        ({"rate": float("nan")}, "--rate nan"),
+        ({"rate": float("inf")}, "--rate inf"),
+        ({"seed": -1}, "--seed -1: give a number from 0 to 18446744073709551615"),
+        ({"seed": 2**64}, "--seed 18446744073709551616"),
     ],
 )
 def test_bad_options_are_refused(options: dict[str, float], words: str):
     with pytest.raises(ValueError, match=words):
         Pretraining(**options)
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:99", "mps", "xpu"])
+def test_a_device_that_is_not_there_is_refused(device: str, corpus: Path, tmp_path: Path):
+    present = torch.accelerator.current_accelerator(check_available=True)
+    if present is not None and present.type == device:
+        return
+    with pytest.raises(ValueError, match=f"--device {device}: this machine has cpu"):
+        Pretraining(**(TINY | {"device": device}), corpus=str(corpus)).train(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("capable", "expected"),
+    [
+        ({}, "float32"),
+        ({"avx512_bf16": True}, "bfloat16"),
+        ({"amx_bf16": True, "avx512_bf16": False}, "bfloat16"),
+        ({"avx512_bf16": False, "avx512_f": True}, "float32"),
+    ],
+)
+def test_precision_is_decided_by_the_processor_and_kept(
+    capable, expected, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capable)
+    study = Pretraining(**(TINY | {"precision": "auto", "tokens": 512}), corpus=str(corpus))
+    assert study.train(tmp_path)[2]["precision"] == expected
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": expected == "float32"})
+    (tmp_path / "checkpoint.safetensors").unlink()
+    assert study.train(tmp_path)[2]["precision"] == expected
 
 
 def test_the_command_leaves_a_finished_run_without_its_checkpoint(
@@ -151,23 +210,37 @@ def test_kill_9_at_any_moment_changes_nothing(corpus: Path, tmp_path: Path):
     import sys
     import time
 
-    options = [f"--{name.replace('_', '-')}={value}" for name, value in TINY.items()]
+    longer = TINY | {"tokens": 100_000}
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in longer.items()]
     command = [sys.executable, "-m", "experiments", "pretrain", *options, "--save-every", "0"]
     command += ["--corpus", str(corpus)]
 
-    def weights(runs: Path) -> bytes:
-        (model,) = runs.glob("pretrain/*/model/model.safetensors")
-        return model.read_bytes()
+    def files(runs: Path, name: str) -> list[Path]:
+        return list(runs.glob(f"pretrain/*/{name}"))
 
+    started = time.monotonic()
     subprocess.run([*command, "--runs", str(tmp_path / "whole")], check=True)
-    kills, draw = 0, random.Random(0)
-    while not list(tmp_path.glob("killed/pretrain/*/metrics.parquet")):
+    duration = time.monotonic() - started
+    # Killed earlier, it would still be importing: such a try moves nothing forward.
+    kills, resumed, draw = 0, 0, random.Random(0)
+    while not files(tmp_path / "killed", "metrics.parquet"):
+        resumed += bool(files(tmp_path / "killed", "checkpoint.safetensors"))
         process = subprocess.Popen([*command, "--runs", str(tmp_path / "killed")])
-        time.sleep(draw.uniform(4, 12))
+        time.sleep(draw.uniform(0.4, 0.9) * duration)
         if process.poll() is None:
             process.kill()
             kills += 1
         process.wait()
         assert kills < 40, "the run never came to its end"
     assert kills > 0
-    assert weights(tmp_path / "killed") == weights(tmp_path / "whole")
+    assert resumed > 0
+    (whole,) = files(tmp_path / "whole", "model/model.safetensors")
+    (killed,) = files(tmp_path / "killed", "model/model.safetensors")
+    assert killed.read_bytes() == whole.read_bytes()
+    # The record too, but for what the clock says.
+    records = [json.loads((file.parent / "training.json").read_text()) for file in (whole, killed)]
+    for record in records:
+        for timed in (record, *record["curve"]):
+            del timed["seconds"]
+        record["command"] = ""
+    assert records[0] == records[1]

@@ -30,6 +30,7 @@ class Counting(RunOptions):
     """Changes the cost alone."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if any(number < 0 for number in self.numbers):
             raise ValueError(f"--numbers {self.numbers}: numbers start at 0, give no less")
 
