@@ -162,6 +162,24 @@ def test_a_killed_run_resumes_where_it_was(tmp_path: Path):
     assert len(RunFolder(folder, {}).environment()["resumed"]) == 1
 
 
+@pytest.mark.parametrize(
+    ("fail", "number"), [("kill", signal.SIGKILL), ("terminate", signal.SIGTERM)]
+)
+def test_a_lock_that_an_ended_run_left_is_taken_over(tmp_path: Path, fail: str, number: int):
+    ended = start(str(tmp_path), fail, "4")
+    ended.communicate(timeout=60)
+    assert ended.returncode == -number
+    (lock,) = tmp_path.glob("count/*/.lock")
+    assert lock.read_text() == str(ended.pid)
+    # Whoever has that number by now does not hold the lock: a file left behind says nothing.
+    lock.write_text(str(os.getpid()))
+    again = start(str(tmp_path), fail, "4", SPARE="1")
+    again.communicate(timeout=60)
+    assert again.returncode == 0
+    assert not lock.exists()
+    assert len(load_runs(tmp_path, "count")) == 4
+
+
 @pytest.mark.faults
 def test_killed_at_any_moment_the_run_ends_the_same(tmp_path: Path):
     chance = random.Random(0)

@@ -24,7 +24,9 @@ class Counting(RunOptions):
     """What to count."""
     source: str = field(default="nowhere", metadata=INPUT)
     """A file the result depends on."""
-    fail: Literal["no", "refuse", "refuse-late", "bug", "key", "kill", "interrupt", "disk"] = "no"
+    fail: Literal[
+        "no", "refuse", "refuse-late", "bug", "key", "kill", "terminate", "interrupt", "disk"
+    ] = "no"
     """How the study ends."""
     width: int = field(default=8, metadata=NOT_HASHED)
     """Changes the cost alone."""
@@ -68,5 +70,6 @@ class Counting(RunOptions):
             raise OSError(28, "No space left on device", "somewhere")
         if self.fail == "interrupt":
             raise KeyboardInterrupt
-        if self.fail == "kill" and not os.environ.get("SPARE"):
-            os.kill(os.getpid(), signal.SIGKILL)
+        ends = {"kill": signal.SIGKILL, "terminate": signal.SIGTERM}
+        if self.fail in ends and not os.environ.get("SPARE"):
+            os.kill(os.getpid(), ends[self.fail])
