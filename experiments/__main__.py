@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
+from experiments.bench.study import Bench
 from experiments.pretrain import Pretraining
 from experiments.prune import HeadPruning
 from experiments.run_folder import RunFolder, Study, run_study
@@ -24,6 +25,7 @@ from experiments.run_folder import RunFolder, Study, run_study
 STUDIES: dict[str, type[Study]] = {
     "prune": HeadPruning,
     "pretrain": Pretraining,
+    "bench": Bench,
 }
 
 

@@ -31,6 +31,9 @@ NOT_HASHED: Mapping[str, bool] = {"hashed": False}
 INPUT: Mapping[str, bool] = {"input": True}
 """Metadata of a dataclass field that names a local input, by a path or a bundled name."""
 
+POSITIONAL: Mapping[str, bool] = {"positional": True}
+"""Metadata of a dataclass field that is given on the command line without its name."""
+
 CONTENT_LIMIT = 256 * 2**20
 """Bytes up to which a local input is identified by content; above, by names, sizes and times."""
 
@@ -120,7 +123,11 @@ def command_line(name: str, study: Any) -> str:
             words.append(f"--{option}" if value else f"--no-{option}")
         else:
             many = isinstance(value, (tuple, list))
-            words += [f"--{option}", *(str(v) for v in (value if many else [value]))]
+            values = [str(v) for v in (value if many else [value])]
+            if field.metadata.get("positional"):
+                words[2:2] = values  # behind a variadic option they would be taken for its values
+            else:
+                words += [f"--{option}", *values]
     return shlex.join(words)
 
 

@@ -52,7 +52,7 @@ def test_last_line_is_the_outcome(capsys, tmp_path: Path):
         (["count", "--sed", "3"], "Unrecognized options: --sed, 3"),
         (["count", "--fail", "maybe"], "invalid choice 'maybe' for argument '--fail'"),
         (["paint"], "Unrecognized options: paint; Available subcommands: count, prune, pretrain"),
-        ([], "Expected one of {count, prune, pretrain}; see ablate --help"),
+        ([], "Expected one of {count, prune, pretrain, bench}; see ablate --help"),
         (["count", "--numbers", "-1"], "--numbers"),
         (["count", "--numbers", "1", "x" * 200], "x" * 200),
         (["count", "--fail", "refuse"], "no model colossus: the bundled one is tiny; give that"),
@@ -117,7 +117,9 @@ def test_options_have_help_and_shared_ones_mean_the_same(study: type, capsys):
     cli.main([name, "--help"])
     text = capsys.readouterr().out
     for field in dataclasses.fields(study):
-        assert f"--{field.name.replace('_', '-')}" in text
+        positional = field.metadata.get("positional", False)
+        shown = "positional arguments" if positional else f"--{field.name.replace('_', '-')}"
+        assert shown in text
         if field.name in shared:
             assert hints[field.name] == shared[field.name]
         if field.name != "limit" and field.name in shared:
@@ -135,6 +137,6 @@ def test_the_module_is_the_command_in_any_locale(encoding: str):
     )
     assert done.returncode == 2
     assert done.stderr == (
-        "ablate: Unrecognized options: paint; Available subcommands: prune, pretrain; "
+        "ablate: Unrecognized options: paint; Available subcommands: prune, pretrain, bench; "
         "see ablate --help\n"
     )

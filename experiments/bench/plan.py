@@ -1,0 +1,132 @@
+"""What does a benchmark measure together, with which inputs, and on how many components?
+
+A session is one work on one model in one dtype, by us and by every peer that can do it. It is
+planned on an outline of the model (a shape of random weights needs no storage for that), so that
+whatever cannot be run is refused before anything is written or loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from experiments.bench import shapes
+from experiments.bench.arithmetic import Weights
+from experiments.bench.peers import AGAINST
+from experiments.bench.workers import OURS, Measured, Setting
+from experiments.bench.works import (
+    ALONE,
+    COMPARED,
+    KINDS,
+    Cost,
+    Name,
+    Work,
+    cost,
+    forwards,
+    questions,
+    spread,
+    token_rows,
+)
+
+if TYPE_CHECKING:
+    from ablate import HookedModel
+    from ablate.components import Component
+    from experiments.bench.study import Bench
+
+
+@dataclass(frozen=True, eq=False)
+class Session:
+    """One work on one model in one dtype, its arithmetic, and whom it is compared with."""
+
+    setting: Setting
+    work: Work
+    cost: Cost
+    components: int
+    """Of the whole model."""
+    peers: tuple[str, ...]
+
+    def key(self, peer: str) -> str:
+        """Name of a row's shard."""
+        return "-".join((self.work.name, self.setting.model, self.setting.dtype, peer or "alone"))
+
+    def frame(self, peer: str, runs: Mapping[str, Sequence[Measured]], rate: float) -> pd.DataFrame:
+        """Tidy rows: work, model, dtype, peer, side, run, metric, value (run −1: of the work)."""
+        rows: list[tuple[str, int, str, float]] = []
+        for side in (OURS, peer) if peer else (OURS,):
+            for i, run in enumerate(runs[side]):
+                rows += [
+                    (side, i, "seconds", run.seconds),
+                    (side, i, "peak_bytes", run.peak),
+                    (side, i, "growth_bytes", run.peak - run.before),
+                ]
+        if peer:
+            for i, (one, other) in enumerate(zip(runs[OURS], runs[peer], strict=True)):
+                difference = float(np.abs(one.values - other.values).max())
+                rows.append((peer, i, "max_difference", difference))
+            operations = self.cost.grouped if peer.startswith("hflm") else self.cost.peer
+            rows.append((peer, -1, "operations", operations))
+        rows += [
+            (OURS, -1, "operations", self.cost.fewest),
+            (OURS, -1, "matmul_rate", rate),
+            (OURS, -1, "tokens", self.cost.tokens),
+            (OURS, -1, "components", len(self.work.components)),
+            (OURS, -1, "of_components", self.components),
+        ]
+        names = ("side", "run", "metric", "value")
+        frame = pd.DataFrame([dict(zip(names, row, strict=True)) for row in rows])
+        keys = {"work": self.work.name, "model": self.setting.model, "dtype": self.setting.dtype}
+        return frame.assign(**keys, peer=peer)
+
+
+def sessions_of(study: Bench) -> Iterator[Session]:
+    """Every session that `study` asks for: model by model, work by work, dtype by dtype.
+
+    Raises ValueError for a model, task or length that cannot be run.
+    """
+    for name in study.models:
+        alone = name in study.alone
+        model = shapes.outline(name, study.dtypes[0], study.seed)
+        for word in study.works or tuple(COMPARED):
+            for work_name in (ALONE if alone else COMPARED)[word]:
+                able = AGAINST[KINDS[work_name]]
+                peers = () if alone else tuple(p for p in study.peers if p in able)
+                if not peers and not alone:
+                    continue
+                work = _within_budget(model, _work(study, model, work_name), study.budget)
+                costs = cost(model, work)
+                for dtype in study.dtypes:
+                    setting = Setting(name, dtype, study.device, study.threads, study.seed)
+                    yield Session(setting, work, costs, len(model.components), peers)
+
+
+def _work(study: Bench, model: HookedModel, name: Name) -> Work:
+    """The inputs of a work, the same for every side; all components."""
+    kind = KINDS[name]
+    if kind == "choices":
+        assert study.limit is not None
+        shared = name == "choices-shared"
+        examples = questions(study.tasks, study.limit, study.seed, shared=shared)
+        return Work(name, np.zeros((0, 0), int), 0, examples, model.components)
+    count = study.importance_rows if kind == "importance" else study.rows
+    rows = token_rows(model, count, study.length, study.seed)
+    scored = study.length - 1 if name == "sweep" else study.answers
+    return Work(name, rows, scored, (), model.components)
+
+
+def _within_budget(model: HookedModel, work: Work, budget: float) -> Work:
+    """The same work on as many components as a peer has time for (0: all)."""
+    chosen: Sequence[Component] = model.heads
+    weights = Weights.of(model)
+    if work.name == "sweep-layer":
+        chosen = [head for head in model.heads if head.layer == weights.blocks // 2]
+    elif work.kind == "forward":
+        chosen = ()
+    elif work.kind != "importance":
+        once = forwards(weights, model, work)
+        allowed = int(budget * 1e12 / once) - 1 if budget else len(model.components)
+        chosen = spread(model, max(allowed, weights.blocks))
+    return replace(work, components=tuple(chosen))

@@ -1,0 +1,146 @@
+"""What did the clock say, in one row a (work, model, dtype, peer)?
+
+    ratio               median over rounds of peer's seconds / our seconds, with its range
+    bound               peer's operations / fewest operations
+    ceiling_share       fewest operations / our seconds / rate of a large matrix product
+    max_difference      largest |ours − peer's| in nats, over all values and runs
+    peak_memory_ratio   peer's peak / our peak
+    tokens_per_second   tokens of the inputs, once for the whole model and for each component
+
+Where there is no peer, what compares is nan (null in JSON) and `peer` is empty.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+KEYS = ["work", "model", "dtype", "peer"]
+GIB = 2**30
+Row = dict[str, Any]
+
+
+def summary(metrics: pd.DataFrame) -> pd.DataFrame:
+    """The rows, in the order measured, from the tidy metrics of `Session.frame`."""
+    rows: list[Row] = []
+    for _, frame in metrics.groupby(KEYS, sort=False):
+        keys: Row = frame[KEYS].iloc[0].to_dict()
+        rows.append(keys | _ours(frame) | _against(frame, keys["peer"]))
+    return pd.DataFrame(rows)
+
+
+def rows_of(table: pd.DataFrame) -> list[Row]:
+    """The table row by row."""
+    return [{str(k): v for k, v in row.items()} for row in table.to_dict("records")]
+
+
+def shown(table: pd.DataFrame) -> pd.DataFrame:
+    """The table as people read it: numbers as text, with their units in the heads."""
+    cells = [
+        {
+            "work": work_of(row),
+            "model": row["model"],
+            "dtype": row["dtype"],
+            "peer": row["peer"] or "–",
+            "ours, s": _seconds(row["ours_seconds"]),
+            "peer, s": _seconds(row["peer_seconds"]),
+            "ratio (range)": _ratio(row),
+            "bound": number(row["bound"], ".2f"),
+            "max. difference": number(row["max_difference"], ".0e"),
+            "peak, GiB": number(row["ours_peak_bytes"] / GIB, ".2f"),
+            "peer's": number(row["peer_peak_bytes"] / GIB, ".2f"),
+            "ceiling": f"{row['ceiling_share']:.0%}",
+            "tokens/s": f"{row['tokens_per_second']:,.0f}".replace(",", "\u202f"),
+        }
+        for row in rows_of(table)
+    ]
+    return pd.DataFrame(cells)
+
+
+def printed(table: pd.DataFrame) -> str:
+    """The shown table for a terminal."""
+    return shown(table).to_string(index=False)
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """The shown table for a README."""
+    cells = shown(table)
+    head = f"| {' | '.join(cells.columns)} |\n|{'---|' * len(cells.columns)}"
+    return "\n".join([head, *(f"| {' | '.join(row)} |" for row in cells.to_numpy().tolist())])
+
+
+def work_of(row: Row) -> str:
+    """`sweep-answers (14 of 156)`; nothing in brackets where all components are measured."""
+    part = row["components"] < row["of_components"]
+    if not part or not row["work"].startswith(("sweep", "choices")):
+        return row["work"]
+    return f"{row['work']} ({row['components']} of {row['of_components']})"
+
+
+def number(value: float, form: str) -> str:
+    """`value` with a true minus; – for nan."""
+    return "–" if value != value else f"{value:{form}}".replace("-", "−")
+
+
+def _ours(frame: pd.DataFrame) -> Row:
+    seconds = _values(frame, "ours", "seconds").median()
+    rate, operations = _once(frame, "ours", "matmul_rate"), _once(frame, "ours", "operations")
+    components, tokens = _once(frame, "ours", "components"), _once(frame, "ours", "tokens")
+    swept = 1 + components if _is_swept(frame) else 1
+    return {
+        "ours_seconds": seconds,
+        "tokens_per_second": tokens * swept / seconds,
+        "ceiling_share": operations / seconds / rate,
+        "matmul_rate": rate,
+        "ours_peak_bytes": _values(frame, "ours", "peak_bytes").max(),
+        "ours_growth_bytes": _values(frame, "ours", "growth_bytes").max(),
+        "components": int(components),
+        "of_components": int(_once(frame, "ours", "of_components")),
+        "tokens": int(tokens),
+    }
+
+
+def _against(frame: pd.DataFrame, peer: str) -> Row:
+    if not peer:
+        columns = ("ratio", "ratio_low", "ratio_high", "bound", "max_difference", "peer_seconds")
+        memory = ("peak_memory_ratio", "peer_peak_bytes", "peer_growth_bytes")
+        return dict.fromkeys((*columns, *memory), float("nan"))
+    seconds = _values(frame, peer, "seconds")
+    ratios = seconds / _values(frame, "ours", "seconds")
+    peak = _values(frame, peer, "peak_bytes").max()
+    return {
+        "ratio": ratios.median(),
+        "ratio_low": ratios.min(),
+        "ratio_high": ratios.max(),
+        "bound": _once(frame, peer, "operations") / _once(frame, "ours", "operations"),
+        "max_difference": _values(frame, peer, "max_difference").max(),
+        "peer_seconds": seconds.median(),
+        "peak_memory_ratio": peak / _values(frame, "ours", "peak_bytes").max(),
+        "peer_peak_bytes": peak,
+        "peer_growth_bytes": _values(frame, peer, "growth_bytes").max(),
+    }
+
+
+def _values(frame: pd.DataFrame, side: str, metric: str) -> pd.Series:
+    """The values of one side, by run."""
+    rows = frame.loc[(frame["side"] == side) & (frame["metric"] == metric)]
+    return rows.set_index("run")["value"]
+
+
+def _once(frame: pd.DataFrame, side: str, metric: str) -> float:
+    return float(_values(frame, side, metric).iloc[0])
+
+
+def _is_swept(frame: pd.DataFrame) -> bool:
+    return str(frame["work"].iloc[0]).startswith(("sweep", "choices"))
+
+
+def _ratio(row: Row) -> str:
+    if row["ratio"] != row["ratio"]:
+        return "–"
+    return f"{row['ratio']:.2f} ({row['ratio_low']:.2f}–{row['ratio_high']:.2f})"
+
+
+def _seconds(value: float) -> str:
+    return number(value, ".2f" if value >= 0.1 else ".3f")

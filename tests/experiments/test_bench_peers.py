@@ -1,0 +1,117 @@
+"""Every contender computes the same table, and the plain loop computes the right one."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ablate import FFN, Head, HookedModel
+from experiments.bench.arithmetic import Weights
+from experiments.bench.ours import ours
+from experiments.bench.peers import AGAINST, PEERS
+from experiments.bench.works import KINDS, Name, Work, cost, questions, spread, token_rows
+from tests.experiments.tiny_opt import write_tiny_opt
+
+NONE = np.zeros((0, 0), int)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_opt(tmp_path_factory.mktemp("model"))
+
+
+def work_of(model: HookedModel, name: Name) -> Work:
+    if KINDS[name] == "choices":
+        examples = questions(["pair_mapping"], 3, 0, shared=name == "choices-shared")
+        return Work(name, NONE, 0, examples, model.components[::2])
+    rows = token_rows(model, 3, 14, seed=0)
+    scored = 13 if name == "sweep" else 3
+    return Work(name, rows, scored, (), model.components)
+
+
+@pytest.mark.parametrize(
+    ("name", "peer"),
+    [(n, p) for n in KINDS if n not in ("forward", "sweep-layer") for p in AGAINST[KINDS[n]]],
+)
+def test_a_peers_numbers_are_ours(name: Name, peer: str, folder: Path):
+    model, theirs = (HookedModel.from_pretrained(folder) for _ in range(2))
+    work = work_of(model, name)
+    found, expected = ours(model, work)(), PEERS[peer](theirs, work)()
+    assert found.shape == expected.shape
+    assert np.abs(found - expected).max() < 1e-4
+    assert np.abs(found - found[0]).max() > 1e-2  # the components matter here
+
+
+def test_the_plain_loop_equals_zeroed_weights(folder: Path):
+    model = HookedModel.from_pretrained(folder)
+    work = work_of(model, "sweep-answers")
+    losses = PEERS["hf-loop"](model, work)()
+    ids = torch.from_numpy(work.rows)
+    for row, component in enumerate(work.components, start=1):
+        hurt = copy.deepcopy(model.model)
+        layer = hurt.model.decoder.layers[component.layer]
+        with torch.no_grad():
+            if isinstance(component, Head):
+                layer.self_attn.out_proj.weight[:, 8 * component.head :][:, :8] = 0
+            else:
+                assert isinstance(component, FFN)
+                layer.fc2.weight.zero_()
+                layer.fc2.bias.zero_()
+            log_p = hurt(ids).logits.log_softmax(-1)
+        expected = [
+            -np.mean([float(log_p[r, t - 1, ids[r, t]]) for t in (11, 12, 13)]) for r in range(3)
+        ]
+        assert losses[row] == pytest.approx(np.array(expected), abs=1e-5)
+
+
+def test_a_forward_is_the_last_tokens_loss(folder: Path):
+    model = HookedModel.from_pretrained(folder)
+    work = work_of(model, "forward")
+    ids = torch.from_numpy(work.rows)
+    log_p = model.model(ids).logits.detach().log_softmax(-1)
+    expected = [[-float(log_p[r, -2, ids[r, -1]]) for r in range(3)]]
+    assert ours(model, work)() == pytest.approx(np.array(expected), abs=1e-5)
+
+
+def test_demonstrations_are_shared_or_not():
+    own = questions(["pair_mapping"], 4, 0, shared=False)
+    assert len({example.group for example in own}) == len(own) == 4
+    together = questions(["pair_mapping"], 4, 0, shared=True)
+    assert len({example.group for example in together}) == 1
+    assert len(together) == 5
+    with pytest.raises(ValueError, match="--limit 1000: pair_mapping has 100 such examples"):
+        questions(["pair_mapping"], 1000, 0, shared=False)
+
+
+def test_sharing_lowers_the_fewest_operations_only(folder: Path):
+    model = HookedModel.from_pretrained(folder)
+    costs = {n: cost(model, work_of(model, n)) for n in ("choices", "choices-shared")}
+    bounds = {name: of.peer / of.fewest for name, of in costs.items()}
+    assert 3 < bounds["choices"] < bounds["choices-shared"]
+    for of in costs.values():
+        assert of.fewest < of.grouped <= of.peer
+
+
+def layers_of(components: Sequence[Head | FFN]) -> list[int]:
+    return [component.layer for component in components]
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 12, 13, 40, 155, 156, 400])
+def test_a_subset_is_spread_in_proportion_and_not_upwards(count: int):
+    from experiments.bench import shapes
+
+    model = shapes.outline("opt-768", "float32", 0)
+    chosen = spread(model, count)
+    assert len(set(chosen)) == len(chosen) == min(count, 156)
+    ffns = [c for c in chosen if isinstance(c, FFN)]
+    assert len(ffns) == max(1, round(len(chosen) * 12 / 156))
+    heads = [c for c in chosen if isinstance(c, Head)]
+    for part in (ffns, heads):
+        # Lower layers cost us more: a subset may flatter the peer, never us.
+        assert not part or np.mean(layers_of(part)) <= 5.5
+    assert Weights.of(model).blocks == 12
