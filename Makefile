@@ -34,17 +34,19 @@ format: .venv/.installed-test
 notebooks: .venv/.installed-test
 	$(BIN)/python -m pytest -q --nbmake -p no:xdist notebooks
 
-# The README's numbers: the demo, and what the bundled model can do.
+# The README's numbers: the demo, what the bundled model can do, and the newest finished bench.
 readme: .venv/.installed
 	$(BIN)/python -m experiments.readme
 
 faults: .venv/.installed-test
 	$(BIN)/python -m pytest -q -m faults
 
-# How long a user waits: for help, and for the default study from nothing.
+# How long a user waits: for help, for the default study from nothing, and for a sweep, choices and
+# importance beside what one would otherwise run.
 bench: .venv/.installed
 	time $(BIN)/ablate --help >/dev/null
 	runs=$$(mktemp -d) && time $(BIN)/ablate prune --runs $$runs && rm -r $$runs
+	$(BIN)/ablate bench --runs $(RUNS)
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache .hypothesis

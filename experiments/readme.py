@@ -1,8 +1,8 @@
 """Where do the README's numbers come from? From this: `make readme` puts them there.
 
 Between `<!-- name -->` and `<!-- /name -->` stands what a command made: the demo's last line and
-figure (`ablate prune` with no option), and what was measured of the bundled model (its training
-record, and the demo's accuracies of the whole model).
+figure (`ablate prune` with no option), what was measured of the bundled model (its training
+record, and the demo's accuracies of the whole model), and the newest finished `ablate bench`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import pandas as pd
 
 from experiments.config import ZOO
 from experiments.prune import HeadPruning
-from experiments.run_folder import run_study
+from experiments.run_folder import RunFolder, run_study
 
 ROOT = Path(__file__).parent.parent
 FIGURE = ROOT / "experiments" / "findings" / "prune_demo.png"
@@ -59,6 +59,24 @@ def zoo_block(record: Mapping[str, Any], baseline: pd.DataFrame) -> str:
     return f"| measured | |\n|---|---|\n{body}"
 
 
+def bench_block(folder: RunFolder) -> str:
+    """What a finished benchmark measured, on what, when and by which command."""
+    from experiments.bench.table import markdown, summary
+
+    here = folder.environment()
+    where = f"{here['device']}, {here['cpus']} CPUs, {here['threads']} threads"
+    return (
+        f"Measured on {here['started'][:10]} ({where}) by `{here['command']}`:\n\n"
+        f"{markdown(summary(folder.load()))}"
+    )
+
+
+def newest(study: str, runs: Path) -> RunFolder | None:
+    """The run of `study` under `runs` that was finished last."""
+    finished = sorted(runs.glob(f"{study}/*/metrics.parquet"), key=lambda m: m.stat().st_mtime)
+    return RunFolder(finished[-1].parent, {}) if finished else None
+
+
 def replaced(text: str, name: str, block: str) -> str:
     """`text` with `block` between the marks called `name`. ValueError without the marks."""
     pattern = rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)"
@@ -89,14 +107,17 @@ def zoo_accuracies(examples: int | None = 400) -> pd.DataFrame:
 
 
 def main() -> None:
-    """Run the demo (or read its finished run) and put its numbers into the README."""
+    """Run the demo (or read its finished run) and put all numbers into the README."""
     folder, outcome = run_study("prune", HeadPruning())
     FIGURE.parent.mkdir(exist_ok=True)
     shutil.copy(folder.path / "figures" / "summary.png", FIGURE)
     record = json.loads((ZOO / HeadPruning().model / "training.json").read_text())
     readme = ROOT / "README.md"
     text = replaced(readme.read_text(), "demo", demo_block(json.loads(outcome.line(folder.path))))
-    readme.write_text(replaced(text, "zoo", zoo_block(record, zoo_accuracies())))
+    text = replaced(text, "zoo", zoo_block(record, zoo_accuracies()))
+    if (bench := newest("bench", HeadPruning().runs)) is not None:
+        text = replaced(text, "bench", bench_block(bench))
+    readme.write_text(text)
 
 
 if __name__ == "__main__":

@@ -64,10 +64,32 @@ def printed(table: pd.DataFrame) -> str:
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """The shown table for a README."""
-    cells = shown(table)
-    head = f"| {' | '.join(cells.columns)} |\n|{'---|' * len(cells.columns)}"
-    return "\n".join([head, *(f"| {' | '.join(row)} |" for row in cells.to_numpy().tolist())])
+    """The table for a README, a row a work: its peers side by side in one cell."""
+    lines = []
+    for _, group in table.groupby(KEYS[:3], sort=False):
+        rows = rows_of(group)
+        first = rows[0]
+        differences = [row["max_difference"] for row in rows if row["peer"]]
+        peaks = [row["peak_memory_ratio"] for row in rows if row["peer"]]
+        cells = {
+            "work": work_of(first),
+            "model": first["model"],
+            "dtype": first["dtype"],
+            "ours, s": _seconds(first["ours_seconds"]),
+            "times as fast as (range; bound)": ", ".join(
+                f"{row['peer']} {_ratio(row)[:-1]}; {row['bound']:.2f})"
+                for row in rows
+                if row["peer"]
+            )
+            or "–",
+            "max. difference, nats": number(max(differences), ".0e") if peaks else "–",
+            "peak memory, peers / ours": " ".join(f"{peak:.2f}" for peak in peaks) or "–",
+            "share of ceiling": f"{first['ceiling_share']:.0%}",
+        }
+        if not lines:
+            lines = [f"| {' | '.join(cells)} |", f"|{'---|' * len(cells)}"]
+        lines.append(f"| {' | '.join(cells.values())} |")
+    return "\n".join(lines)
 
 
 def work_of(row: Row) -> str:

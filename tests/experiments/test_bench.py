@@ -21,6 +21,7 @@ from experiments.bench.study import Bench
 from experiments.bench.table import markdown, summary
 from experiments.bench.works import Work
 from experiments.config import command_line
+from experiments.readme import bench_block, newest
 from tests.experiments.tiny_opt import write_tiny_opt
 
 SMALL = ["--rows", "2", "--length", "12", "--answers", "3", "--limit", "2", "--repeats", "2"]
@@ -103,6 +104,12 @@ def test_every_work_and_peer_makes_a_row(folder: Path, tmp_path: Path, in_proces
     assert all(0 < row["bound"] < 100 for row in rows)
     report = next(tmp_path.glob("bench/*/report.html")).read_text()
     assert "arithmetic bound" in report
+    folder_of_run = newest("bench", tmp_path)
+    assert folder_of_run is not None
+    block = bench_block(folder_of_run)
+    assert "by `ablate bench --models" in block
+    assert block.count("\n|") == 7  # head, rule, five works
+    assert newest("bench", tmp_path / "nowhere") is None
 
 
 def test_a_model_measured_alone_has_no_peer(folder: Path, tmp_path: Path, in_process, capsys):
@@ -257,5 +264,4 @@ def test_the_table_by_hand():
     assert row.peak_memory_ratio == 1.52
     assert row.tokens_per_second == 20
     text = markdown(summary(metrics))
-    assert "| sweep (5 of 6) | m | float32 | hf-loop |" in text
-    assert "2.00 (1.00–3.00)" in text
+    assert "| sweep (5 of 6) | m | float32 | 3.00 | hf-loop 2.00 (1.00–3.00; 1.50) |" in text
