@@ -8,7 +8,7 @@ are asked of it, and for many streams in one product; at most `LOGITS` exist at 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +16,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from ablate.anatomy import Anatomy
 from ablate.placement import resident
-from ablate.stack import Recorded
+from ablate.stack import Part, Recorded, record
 
 LOGITS = 2**25
 """Logits formed at a time, at most."""
@@ -121,12 +122,47 @@ def read(
     return log_p.view(shape)[:, back], best.view(shape)[:, back]
 
 
+def log_p_of(
+    hf_model: nn.Module,
+    inputs: Mapping[str, Any],
+    positions: Int[Tensor, "entry 2"],
+    targets: Int[Tensor, "entry"],
+    anatomy: Anatomy | None = None,
+) -> Float[Tensor, "entry"]:
+    """log p of each target at its (row, position), differentiable, from the model as it stands."""
+    n_blocks = len(Part.of(hf_model, None, anatomy).blocks)
+    recorded = record(hf_model, inputs, keep=[n_blocks], anatomy=anatomy, gradients=True)
+    wanted = Wanted.of(positions, targets, recorded.shape[:2])
+    logits = recorded.head(recorded.resid(recorded.n_blocks), wanted.slots)
+    return target_log_p(logits, wanted.slot_of, wanted.targets)[0]
+
+
 def target_log_p(
     logits: Float[Tensor, "slot vocab"], slot: Int[Tensor, "entry"], target: Int[Tensor, "entry"]
 ) -> tuple[Float[Tensor, "entry"], Bool[Tensor, "entry"]]:
     """(log p of `target` at `slot`, whether it is the arg-max), in fp32; differentiable."""
     slot, target = slot.to(logits.device), target.to(logits.device)
-    parts = logits.split(max(1, NORMALISED // logits.shape[-1]))
-    total = torch.cat([part.float().logsumexp(-1) for part in parts])
-    top = torch.cat([part.argmax(-1) for part in parts])
-    return logits[slot, target].float() - total[slot], top[slot] == target
+    order = slot.argsort(stable=True)
+    at_once = max(1, NORMALISED // logits.shape[-1])
+    ends = torch.arange(0, len(logits) + at_once, at_once, device=slot.device)
+    ends = torch.searchsorted(slot[order], ends).tolist()
+    log_p, best = [], []
+    for number, part in enumerate(logits.split(at_once)):
+        entries = order[ends[number] : ends[number + 1]]
+        where, token = slot[entries] - number * at_once, target[entries]
+        values = part.float()
+        log_p.append(values.log_softmax(-1)[where, token])
+        best.append(_is_first_largest(values.detach(), where, token))
+    back = order.argsort()
+    return torch.cat(log_p)[back], torch.cat(best)[back]
+
+
+def _is_first_largest(
+    values: Float[Tensor, "slot vocab"], where: Int[Tensor, "entry"], token: Int[Tensor, "entry"]
+) -> Bool[Tensor, "entry"]:
+    """values[where].argmax(-1) == token. arg-max is slow on a CPU, the maximum is not: only where
+    the token has it, a tie with an earlier one is to be excluded."""
+    best = values[where, token] == values.amax(-1)[where]
+    ties = best.nonzero()[:, 0]
+    best[ties] = values[where[ties]].argmax(-1) == token[ties]
+    return best

@@ -180,12 +180,13 @@ def record(
     keep: Iterable[int] = (0,),
     stack: Stack | None = None,
     anatomy: Anatomy | None = None,
+    gradients: bool = False,
 ) -> Recorded:
     """Run the model's own forward on `inputs`, short of the logits, and keep how it went.
 
     `keep` names residual streams: i is the input of block i, N the output of the last block.
-    `stack` is "encoder" or "decoder" where a model has both (default: the decoder). Runs without
-    gradients and without a cache, inside whatever hooks are installed.
+    `stack` is "encoder" or "decoder" where a model has both (default: the decoder). Runs without a
+    cache, inside whatever hooks are installed, and without gradients unless they are asked for.
 
     Raises ValueError for what cannot be replayed: a block that does not run exactly once in its
     turn, a cache in the inputs, anything between or behind the blocks that the anatomy lacks.
@@ -209,7 +210,7 @@ def record(
             module.register_forward_hook(partial(tape.leave_trunk, name)),
         ]
     # A tensor made in inference mode could not take part in a later backward.
-    with torch.inference_mode(False), torch.no_grad():
+    with torch.inference_mode(False), torch.set_grad_enabled(gradients):
         _forward(hf_model, inputs, handles)
         return tape.recorded()
 

@@ -52,6 +52,7 @@ class HeadPruning(ModelOptions):
     """Refuse prompts longer than the context instead of cutting their beginning."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for fraction in self.fractions:
             if not 0 <= fraction <= 1:
                 raise ValueError(f"--fractions {fraction:g} asked for: give shares in [0, 1]")
@@ -82,9 +83,7 @@ class HeadPruning(ModelOptions):
         require_one_stack_of_heads(model)
         conditions = self._conditions(model)
         folder.create()
-        steps = len([f for f in self.fractions if f > 0]) * (2 + self.random_orders)
-        passes = len(conditions) * (2 + len(model.heads) + 1 + CRITICAL + steps)
-        with tqdm(total=passes, unit="pass", desc="prune") as bar:
+        with tqdm(total=sum(c.steps for c in conditions), unit="batch", desc="prune") as bar:
             fill = self._fill(model, conditions)
             chosen = [self._select(folder, model, c, fill, bar) for c in conditions]
             critical = most_costly(pd.concat([alone for _, alone in chosen]), CRITICAL)
@@ -132,7 +131,7 @@ class HeadPruning(ModelOptions):
     def _fill(self, model: HookedModel, conditions: Sequence[Condition]) -> Literal["zero"] | Fill:
         """What stands in for a removed head, from the selection examples of all conditions."""
         from ablate.fills import mean_fill
-        from probes.logits import inputs_of
+        from probes.readings import inputs_of
 
         if self.fill == "zero":
             return "zero"
@@ -150,21 +149,13 @@ class HeadPruning(ModelOptions):
         bar: Any,
     ) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Importance rows, and every selection example with each head removed alone."""
-        import pandas as pd
-
         from ablate import Mask
         from ablate.importance import gradient_importance
         from probes.scoring import answer_losses
 
         # Scoring comes first: it names the document where a loss is not finite.
-        alone = folder.partial(f"{condition.key}-alone")
-        if alone is None:
-            masks = [Ablation("whole", 0, Mask()), *(alone_without(h) for h in model.heads)]
-            rows = self._scored(model, condition, "selection", masks, fill, bar)
-            alone = pd.concat(rows, ignore_index=True)
-            folder.keep(f"{condition.key}-alone", alone)
-        else:
-            bar.update(1 + len(model.heads))
+        masks = [Ablation("whole", 0, Mask()), *(alone_without(h) for h in model.heads)]
+        alone = self._scored(folder, model, condition, "selection", masks, fill, bar)
         importance = folder.partial(f"{condition.key}-importance")
         if importance is None:
             measured = gradient_importance(
@@ -188,23 +179,15 @@ class HeadPruning(ModelOptions):
         bar: Any,
     ) -> pd.DataFrame:
         """Every reporting example at every step of every ranking, and without critical heads."""
-        import pandas as pd
-
         from ablate import Mask
         from ablate.pruning import nested_masks
 
-        kept = folder.partial(f"{condition.key}-curves")
         fractions = [f for f in self.fractions if f > 0]
         ablations = [Ablation("whole", 0, Mask()), *(alone_without(h) for h in critical)]
         for name, seed, ranking in self._rankings(model, importance):
             masks = nested_masks(ranking, fractions)
             ablations += [Ablation(name, seed, mask) for mask in masks]
-        if kept is not None:
-            bar.update(len(ablations))
-            return kept
-        rows = self._scored(model, condition, "test", ablations, fill, bar)
-        folder.keep(f"{condition.key}-curves", frame := pd.concat(rows, ignore_index=True))
-        return frame
+        return self._scored(folder, model, condition, "test", ablations, fill, bar)
 
     def _rankings(
         self, model: HookedModel, importance: pd.DataFrame
@@ -225,33 +208,46 @@ class HeadPruning(ModelOptions):
 
     def _scored(
         self,
+        folder: RunFolder,
         model: HookedModel,
         condition: Condition,
         split: Literal["selection", "test"],
         ablations: Sequence[Ablation],
         fill: Literal["zero"] | Fill,
         bar: Any,
-    ) -> Iterator[pd.DataFrame]:
-        """One frame an ablation: a row an example, right or wrong, and its loss."""
-        from probes.scoring import score
+    ) -> pd.DataFrame:
+        """Every example under every ablation: right or wrong, and its loss. One sweep a batch,
+        kept as soon as it is done."""
+        import pandas as pd
+
+        from experiments.kept_sweeps import kept_log_likelihoods
+        from probes.scoring import grade
 
         prepared = condition.selection if split == "selection" else condition.test
-        for ablation in ablations:
-            with model.ablated(ablation.mask, fill=fill):
-                frame = score(model, prepared, mask=ablation.mask)
-            bar.set_postfix_str(f"{condition.key} {ablation.ranking}", refresh=False)
-            bar.update()
+        bar.set_postfix_str(f"{condition.key} {split}", refresh=False)
+        # Two orders may remove the same heads at a step: a mask is scored once.
+        masks = list(dict.fromkeys(ablation.mask for ablation in ablations))
+        key = f"{condition.key}-{split}"
+        values, greedy = kept_log_likelihoods(
+            folder, key, model, prepared, masks, fill=fill, tick=bar.update
+        )
+        frames = {}
+        for i, mask in enumerate(masks):
+            frame = grade(prepared, values[i], greedy[i], mask=mask)
             losses = [-row[gold] for row, gold in zip(frame.loglik, frame.gold, strict=True)]
-            yield frame[["doc_id", "group", "acc", "acc_norm", "exact_match"]].assign(
-                loss=losses,
-                task=condition.task,
-                shots=condition.shots,
+            columns = frame[["doc_id", "group", "acc", "acc_norm", "exact_match"]]
+            frames[mask] = columns.assign(loss=losses, task=condition.task, shots=condition.shots)
+        rows = [
+            frames[ablation.mask].assign(
                 split=split,
                 ranking=ablation.ranking,
                 seed=ablation.seed,
                 component=ablation.component,
                 removed=len(ablation.mask),
             )
+            for ablation in ablations
+        ]
+        return pd.concat(rows, ignore_index=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -275,6 +271,11 @@ class Condition:
         """Expected accuracy of a blind guess; 0 where the answer is to be produced, not chosen."""
         right = [len(e.golds or (e.gold,)) / len(e.choices) for e in self.test.examples]
         return sum(share for share in right if share < 1) / len(right)
+
+    @property
+    def steps(self) -> int:
+        """Batches to be swept, and one more for importance."""
+        return len(self.selection.batches) + len(self.test.batches) + 1
 
     @property
     def truncated(self) -> int:

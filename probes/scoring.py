@@ -5,13 +5,12 @@ r"""Which of these continuations does the model find most likely?
 `acc` takes arg-max ℓ_c; `acc_norm` divides ℓ_c by the characters of the choice first, as lm-eval
 does; `exact_match` asks whether every token of the answer is the most likely one. Tokens, split and
 truncation are those of lm-eval's own Hugging Face model, and so are the numbers, only sooner: a
-shared beginning is read once (probes/packing.py) and logits are formed only where a token is
-scored.
+shared beginning is read once (probes/packing.py), logits are formed only where a token is scored,
+and many masks are scored in one sweep (ablate/sweep.py).
 
     prepared = prepare(model, examples)            # tokenised and packed once ...
-    frame = score(model, prepared)                 # ... and scored under as many masks as needed
-    with model.ablated(mask):
-        hurt = score(model, prepared)
+    frame = score(model, prepared)                 # ... and scored, as the model stands
+    frames = score_masks(model, prepared, [Mask([head]) for head in model.heads])
 
 Where it misleads: sums favour short choices and `acc_norm` long ones; report both. A tree row puts
 tokens side by side that are not in one sequence, so a fill that depends on the position needs
@@ -24,20 +23,26 @@ from bisect import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from probes.logits import Model, slot_logits, token_log_p
+from ablate.masks import Mask
+from ablate.readout import log_p_of
+from ablate.sweep import sweep
 from probes.packing import Batch, Layout, Tokens, layout_of, pack
+from probes.readings import reading_of
 from probes.tasks import METRICS, Example
 from probes.tokenising import context_length, encode_apart, encode_pairs
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from ablate.fills import Fill
+    from ablate.hooked import HookedModel
 
 BATCH_TOKENS = 4096
 """Slots of one forward, at most, unless one row is longer."""
@@ -68,7 +73,7 @@ class Prepared:
 
 
 def score_choices(
-    model: Model,
+    model: HookedModel,
     examples: Sequence[Example],
     *,
     bos: bool | None = None,
@@ -84,7 +89,7 @@ def score_choices(
 
 
 def prepare(
-    model: Model,
+    model: HookedModel,
     examples: Sequence[Example],
     *,
     answers_only: bool = False,
@@ -107,7 +112,8 @@ def prepare(
     Raises ValueError for no examples, a model without a tokenizer or that is no left-to-right
     language model, a choice longer than the context, and under `strict` a prompt that is.
     """
-    hf_model, tokenizer = model.model, model.tokenizer
+    hf_model: Any = model.model
+    tokenizer = model.tokenizer
     if not examples:
         raise ValueError("scoring of no examples asked for: give at least one")
     if tokenizer is None:
@@ -183,8 +189,8 @@ def _called(example: Example) -> str:
     return f"{example.task or 'example'} document {example.doc_id} ({example.shots} shots)"
 
 
-def score(model: Model, prepared: Prepared, *, mask: object = None) -> pd.DataFrame:
-    """One row per example: what the model answers, and whether it is right.
+def score(model: HookedModel, prepared: Prepared, *, mask: Mask | None = None) -> pd.DataFrame:
+    """One row per example: what the model, as it stands, answers, and whether it is right.
 
     Columns: task, shots, doc_id, group, gold, predicted (−1 where no right answer was produced),
     acc, acc_norm, exact_match, truncated, loglik (list: nats of every choice).
@@ -193,39 +199,52 @@ def score(model: Model, prepared: Prepared, *, mask: object = None) -> pd.DataFr
     the example, and for a model in training mode.
     """
     values, greedy = log_likelihoods(model, prepared)
-    bad = np.flatnonzero(~np.isfinite(values))
-    if len(bad):
-        owner = bisect(prepared.offsets, bad[0]) - 1
-        under = f" under the mask {mask}" if mask is not None else ""
-        raise ValueError(
-            f"the log-likelihood of choice {bad[0] - prepared.offsets[owner]} of "
-            f"{_called(prepared.examples[owner])} is {values[bad[0]]}{under}: "
-            "check the weights and the dtype (float16 overflows)"
-        )
-    return _graded(prepared, values, greedy)
+    return grade(prepared, values[0], greedy[0], mask=mask)
+
+
+def score_masks(
+    model: HookedModel,
+    prepared: Prepared,
+    masks: Sequence[Mask],
+    *,
+    fill: Literal["zero"] | Fill = "zero",
+    memory: int | None = None,
+) -> list[pd.DataFrame]:
+    """What `score` says under each of `masks`, in one sweep."""
+    values, greedy = log_likelihoods(model, prepared, masks, fill=fill, memory=memory)
+    return [grade(prepared, *of, mask=m) for *of, m in zip(values, greedy, masks, strict=True)]
 
 
 def log_likelihoods(
-    model: Model, prepared: Prepared
-) -> tuple[Float[np.ndarray, "choice"], Bool[np.ndarray, "choice"]]:
+    model: HookedModel,
+    prepared: Prepared,
+    masks: Sequence[Mask] = (Mask(),),
+    *,
+    fill: Literal["zero"] | Fill = "zero",
+    memory: int | None = None,
+    batches: Sequence[int] | None = None,
+) -> tuple[Float[np.ndarray, "mask choice"], Bool[np.ndarray, "mask choice"]]:
     """(nats of every choice, whether all its tokens are arg-max), in the order of `offsets`.
 
-    Sums are taken in fp64 over fp32 log-probabilities. Nothing is checked but the training mode.
+    `fill` and `memory` are those of `ablate.sweep.sweep`. `batches` are the numbers of the batches
+    to run (default: all); the choices of others are nan. Sums are taken in fp64 over fp32
+    log-probabilities. Nothing is checked but what the sweep checks.
     """
-    if model.model.training:
-        raise ValueError("scoring of a model in training mode asked for: call .eval() first")
     count = prepared.offsets[-1]
-    values, greedy = np.zeros(count), np.ones(count, dtype=bool)
-    with torch.no_grad():
-        for batch in prepared.batches:
-            log_p, best = token_log_p(slot_logits(model, batch, prepared.layout), batch)
-            owners = batch.entry_owner.numpy()
-            np.add.at(values, owners, log_p.double().cpu().numpy())
-            np.logical_and.at(greedy, owners, best.cpu().numpy())
+    values = np.full((len(masks), count), np.nan)
+    greedy = np.ones((len(masks), count), dtype=bool)
+    chosen = [prepared.batches[i] for i in (batches or range(len(prepared.batches)))]
+    readings = [reading_of(model, batch, prepared.layout) for batch in chosen]
+    swept = sweep(model, masks, readings, fill=fill, memory=memory)
+    for batch, of_masks in zip(chosen, swept, strict=True):
+        owners = batch.entry_owner.numpy()
+        values[:, owners] = 0
+        np.add.at(values.T, owners, of_masks.log_p.double().numpy().T)
+        np.logical_and.at(greedy.T, owners, of_masks.best.numpy().T)
     return values, greedy
 
 
-def answer_losses(model: Model, prepared: Prepared, batch: Batch) -> Float[Tensor, "example"]:
+def answer_losses(model: HookedModel, prepared: Prepared, batch: Batch) -> Float[Tensor, "example"]:
     """−(1/T) Σ_t log p(y_t | …) of each row's answer y, differentiable, in the order of the rows.
 
     For gradients with respect to gates: prepare with `answers_only=True` and `layout="rows"`
@@ -237,17 +256,34 @@ def answer_losses(model: Model, prepared: Prepared, batch: Batch) -> Float[Tenso
             "losses of examples that share a row asked for: prepare with answers_only=True and "
             "layout='rows'"
         )
-    log_p, _ = token_log_p(slot_logits(model, batch, prepared.layout, shared=False), batch)
-    rows = (batch.slots[batch.entry_slot] // batch.ids.shape[1]).to(log_p.device)
+    reading = reading_of(model, batch, prepared.layout, shared=False)
+    log_p = log_p_of(
+        model.model, reading.inputs, reading.positions, reading.targets, model.anatomy
+    )
+    rows = reading.positions[:, 0].to(log_p.device)
     sums = torch.zeros(count, device=log_p.device).index_add(0, rows, log_p)
     return -sums / torch.bincount(rows, minlength=count)
 
 
-def _graded(
-    prepared: Prepared, values: Float[np.ndarray, "choice"], greedy: Bool[np.ndarray, "choice"]
+def grade(
+    prepared: Prepared,
+    values: Float[np.ndarray, "choice"],
+    greedy: Bool[np.ndarray, "choice"],
+    *,
+    mask: Mask | None = None,
 ) -> pd.DataFrame:
+    """The frame of `score` from the log-likelihoods of all choices; `mask` is named in errors."""
     import pandas as pd
 
+    bad = np.flatnonzero(~np.isfinite(values))
+    if len(bad):
+        owner = bisect(prepared.offsets, bad[0]) - 1
+        under = f" under the mask {mask}" if mask else ""
+        raise ValueError(
+            f"the log-likelihood of choice {bad[0] - prepared.offsets[owner]} of "
+            f"{_called(prepared.examples[owner])} is {values[bad[0]]}{under}: "
+            "check the weights and the dtype (float16 overflows)"
+        )
     rows = []
     for i, example in enumerate(prepared.examples):
         first, last = prepared.offsets[i], prepared.offsets[i + 1]

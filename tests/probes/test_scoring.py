@@ -3,7 +3,6 @@
 import math
 from contextlib import redirect_stderr
 from io import StringIO
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -66,46 +65,46 @@ def slow(model, example, tokenizer):
 
 @pytest.mark.parametrize("family", [*DECODERS, *TWO_STACKS])
 def test_equals_one_forward_per_choice(family, tokenizer):
-    model = SimpleNamespace(model=small(family), tokenizer=tokenizer)
+    model = HookedModel(small(family), tokenizer)
     with torch.no_grad():
         expected = [slow(model.model, example, tokenizer) for example in EXAMPLES]
     layouts = (None, "rows") if family in DECODERS else (None,)
     for layout in layouts:
         for batch_tokens in (1, 90, 4096):
             prepared = prepare(model, EXAMPLES, layout=layout, batch_tokens=batch_tokens)
-            nats, greedy = log_likelihoods(model, prepared)
+            (nats,), (greedy,) = log_likelihoods(model, prepared)
             flat = [pair for pairs in expected for pair in pairs]
             assert np.allclose(nats, [value for value, _ in flat], atol=1e-4)
             assert greedy.tolist() == [exact for _, exact in flat]
 
 
 def test_trees_work_under_eager_attention_and_in_bfloat16(tokenizer):
-    whole = SimpleNamespace(model=small("opt"), tokenizer=tokenizer)
-    eager = SimpleNamespace(model=small("opt", attention="eager"), tokenizer=tokenizer)
-    half = SimpleNamespace(model=small("opt", dtype=torch.bfloat16), tokenizer=tokenizer)
-    nats, _ = log_likelihoods(whole, prepare(whole, EXAMPLES))
-    assert np.allclose(log_likelihoods(eager, prepare(eager, EXAMPLES))[0], nats, atol=1e-4)
-    assert np.allclose(log_likelihoods(half, prepare(half, EXAMPLES))[0], nats, rtol=0.05)
+    whole = HookedModel(small("opt"), tokenizer)
+    eager = HookedModel(small("opt", attention="eager"), tokenizer)
+    half = HookedModel(small("opt", dtype=torch.bfloat16), tokenizer)
+    nats = log_likelihoods(whole, prepare(whole, EXAMPLES))[0][0]
+    assert np.allclose(log_likelihoods(eager, prepare(eager, EXAMPLES))[0][0], nats, atol=1e-4)
+    assert np.allclose(log_likelihoods(half, prepare(half, EXAMPLES))[0][0], nats, rtol=0.05)
 
 
 @pytest.mark.parametrize("family", ["opt", "mamba2", "bart"])
 def test_masks_act_in_every_forward(family, tokenizer):
     model = HookedModel(small(family), tokenizer)
     prepared = prepare(model, EXAMPLES, batch_tokens=90)
-    clean, _ = log_likelihoods(model, prepared)
+    clean = log_likelihoods(model, prepared)[0][0]
     with model.ablated(Mask(model.components[::2])), torch.no_grad():
-        hurt, _ = log_likelihoods(model, prepared)
+        hurt = log_likelihoods(model, prepared)[0][0]
         expected = [value for e in EXAMPLES for value, _ in slow(model.model, e, tokenizer)]
     assert np.allclose(hurt, expected, atol=1e-4)
     assert not np.allclose(hurt, clean, atol=1e-2)
-    assert np.array_equal(log_likelihoods(model, prepared)[0], clean)
+    assert np.array_equal(log_likelihoods(model, prepared)[0][0], clean)
 
 
 @pytest.mark.parametrize("task", ["code_continuation", "pair_mapping"])
 def test_equals_lm_evals_own_model(task, tokenizer):
     """Its Hugging Face model, its requests, its grading: nats to 1e-4, and every metric."""
     hf_model = small("opt", max_position_embeddings=512)
-    model = SimpleNamespace(model=hf_model, tokenizer=tokenizer)
+    model = HookedModel(hf_model, tokenizer)
     (own,) = load_tasks([task], 5, limit=6)
     frame = score_choices(model, own.examples)
     with quiet(), redirect_stderr(StringIO()):
@@ -157,7 +156,7 @@ def test_summary_has_lm_evals_standard_error():
 
 
 def test_frame_tells_what_was_answered(tokenizer):
-    model = SimpleNamespace(model=small("opt"), tokenizer=tokenizer)
+    model = HookedModel(small("opt"), tokenizer)
     frame = score_choices(model, EXAMPLES)
     assert frame.doc_id.tolist() == [0, 1, 2, 3, 4, 5]
     assert frame.task.tolist() == ["a", "a", "b", "b", "b", "c"]
@@ -201,7 +200,7 @@ def test_answer_losses_are_mean_nats_and_differentiable(family, tokenizer):
 
 
 def test_losses_of_shared_rows_are_refused(tokenizer):
-    model = SimpleNamespace(model=small("opt"), tokenizer=tokenizer)
+    model = HookedModel(small("opt"), tokenizer)
     prepared = prepare(model, EXAMPLES)
     with pytest.raises(ValueError, match="prepare with answers_only=True"):
         answer_losses(model, prepared, prepared.batches[0])
@@ -209,11 +208,11 @@ def test_losses_of_shared_rows_are_refused(tokenizer):
 
 def test_long_prompts_are_cut_on_the_left_and_counted(tokenizer):
     long = Example("name = value\n" * 40 + "read", ("(name)", "(x"), 0, doc_id=7, task="long")
-    model = SimpleNamespace(model=small("opt"), tokenizer=tokenizer)
+    model = HookedModel(small("opt"), tokenizer)
     prepared = prepare(model, [*EXAMPLES, long])
     assert prepared.truncated == (False,) * 6 + (True,)
     assert prepared.n_truncated == 1
-    nats, _ = log_likelihoods(model, prepared)
+    nats = log_likelihoods(model, prepared)[0][0]
     # lm-eval's rule: the last 128 + 1 ids, of which the very last is only predicted.
     head = tokenizer.encode(long.context)
     for choice, value in zip(long.choices, nats[-2:], strict=True):
@@ -232,13 +231,13 @@ def test_long_prompts_are_cut_on_the_left_and_counted(tokenizer):
 
 
 def test_long_sources_of_an_encoder_are_cut_and_counted(tokenizer):
-    model = SimpleNamespace(model=small("bart"), tokenizer=tokenizer)
+    model = HookedModel(small("bart"), tokenizer)
     long = Example("name = value\n" * 60, (" x", " y"), 0)
     assert prepare(model, [long, EXAMPLES[0]]).truncated == (True, False)
 
 
 def test_bos_can_be_left_to_the_tokenizer_asked_for_or_left_out(tokenizer):
-    model = SimpleNamespace(model=small("opt"), tokenizer=tokenizer)
+    model = HookedModel(small("opt"), tokenizer)
 
     def first(bos):
         (batch,) = prepare(model, EXAMPLES[:1], bos=bos).batches
@@ -262,7 +261,7 @@ def test_a_likelihood_that_is_not_finite_names_example_and_mask(layout, tokenize
 
 
 def test_what_cannot_be_scored_is_refused(tokenizer):
-    opt = SimpleNamespace(model=small("opt"), tokenizer=tokenizer)
+    opt = HookedModel(small("opt"), tokenizer)
     prepared = prepare(opt, EXAMPLES)
     opt.model.train()
     with pytest.raises(ValueError, match=r"training mode asked for: call \.eval\(\)"):
@@ -270,10 +269,10 @@ def test_what_cannot_be_scored_is_refused(tokenizer):
     with pytest.raises(ValueError, match="scoring of no examples"):
         prepare(opt, [])
     with pytest.raises(ValueError, match="came without a tokenizer"):
-        prepare(SimpleNamespace(model=opt.model, tokenizer=None), EXAMPLES)
+        prepare(HookedModel(opt.model), EXAMPLES)
     with pytest.raises(ValueError, match="BertForMaskedLM gives no log-likelihood"):
-        prepare(SimpleNamespace(model=small("bert"), tokenizer=tokenizer), EXAMPLES)
+        prepare(HookedModel(small("bert"), tokenizer), EXAMPLES)
     with pytest.raises(ValueError, match="layout 'tree' asked for"):
-        prepare(SimpleNamespace(model=small("t5"), tokenizer=tokenizer), EXAMPLES, layout="tree")
+        prepare(HookedModel(small("t5"), tokenizer), EXAMPLES, layout="tree")
     with pytest.raises(ValueError, match="layout 'tree' asked for"):
-        prepare(SimpleNamespace(model=small("mamba"), tokenizer=tokenizer), EXAMPLES, layout="tree")
+        prepare(HookedModel(small("mamba"), tokenizer), EXAMPLES, layout="tree")
