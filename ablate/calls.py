@@ -19,6 +19,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 from jaxtyping import Int
@@ -167,11 +168,14 @@ def _expand(name: str, value: Any, batch: int, rows: Int[Tensor, "rows"]) -> Any
 
 def parameters(block: nn.Module) -> list[str]:
     """Names of the positional arguments of a block, the residual stream first."""
-    return [
-        name
-        for name, parameter in inspect.signature(type(block).forward).parameters.items()
-        if parameter.kind is parameter.POSITIONAL_OR_KEYWORD
-    ][1:]
+    return list(_parameters(type(block)))
+
+
+@cache
+def _parameters(block: type[nn.Module]) -> tuple[str, ...]:
+    signature = inspect.signature(block.forward)
+    named = [n for n, p in signature.parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    return tuple(named[1:])  # without self
 
 
 def residual(block: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:

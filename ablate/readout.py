@@ -17,8 +17,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ablate.anatomy import Anatomy
+from ablate.parts import Part
 from ablate.placement import resident
-from ablate.stack import Part, Recorded, record
+from ablate.stack import Recorded, record
 
 LOGITS = 2**25
 """Logits formed at a time, at most."""

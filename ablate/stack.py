@@ -29,9 +29,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ablate.anatomy import Anatomy, Blocks, UnknownArchitecture, anatomy_of, base_path, find
-from ablate.calls import Call, answered, beside, outputs, residual
+from ablate.anatomy import Anatomy, UnknownArchitecture
+from ablate.calls import Call, answered, outputs, residual
 from ablate.components import Stack
+from ablate.parts import Part
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -238,67 +239,6 @@ def embed(
     hook = block.register_forward_pre_hook(enter, with_kwargs=True, prepend=True)
     _forward(hf_model, inputs, [hook])
     return found[0]
-
-
-def stacks_of(hf_model: nn.Module, anatomy: Anatomy) -> list[Stack]:
-    """The stacks of blocks that this model has, in the order in which they run."""
-    return [row.stack for row in _rows(hf_model, anatomy)]
-
-
-def _rows(hf_model: nn.Module, anatomy: Anatomy) -> list[Blocks]:
-    return [
-        row for row in anatomy.stacks if find(hf_model, base_path(hf_model, row.path)) is not None
-    ]
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Part:
-    """One stack as it stands in a loaded model."""
-
-    stack: Stack
-    blocks: tuple[nn.Module, ...]
-    around: tuple[str, ...]
-    """Paths of the modules around the blocks, outermost first, without the model itself."""
-    closing: tuple[nn.Module, ...]
-    """Final norm and output projection, as far as there are any."""
-    headed: bool
-    """A language-model head reads what comes out."""
-    may_leave: bool
-    """A forward may be left half-way. Not so where accelerate offloads a tensor of a module around
-    the blocks (such as BART's logit bias): it unloads that when the module returns."""
-
-    @classmethod
-    def of(cls, hf_model: nn.Module, stack: Stack | None, anatomy: Anatomy | None) -> Part:
-        """The stack asked for. Raises ValueError if the model has none of that name."""
-        anatomy = anatomy or anatomy_of(hf_model)
-        rows = {row.stack: row for row in _rows(hf_model, anatomy)}
-        wanted = stack if stack is not None else "decoder" if "decoder" in rows else ""
-        if wanted not in rows:
-            there = ", ".join(map(repr, rows)) or "no blocks where its anatomy looks"
-            raise ValueError(f"stack {wanted!r} of {type(hf_model).__name__}: it has {there}")
-        row = rows[wanted]
-        path = base_path(hf_model, row.path)
-        parents = path.split(".")[:-1]
-        around = tuple(".".join(parents[: n + 1]) for n in range(len(parents)))
-        ends = (find(hf_model, base_path(hf_model, p)) for p in (row.final_norm, row.project_out))
-        return cls(
-            stack=wanted,
-            blocks=tuple(hf_model.get_submodule(path).children()),
-            around=around[-1:] if wanted == "encoder" else around,  # do not wait for the decoder
-            closing=tuple(module for module in ends if module is not None),
-            headed=wanted != "encoder" and find(hf_model, anatomy.lm_head) is not None,
-            may_leave=not any(
-                tensor.is_meta
-                for module in (hf_model, *map(hf_model.get_submodule, around))
-                for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False))
-            ),
-        )
-
-    def close(self, resid: Tensor) -> Tensor:
-        """resid_N -> what the base model returns."""
-        for module in self.closing:
-            resid = module(beside(module, resid))
-        return resid
 
 
 class _Leave(Exception):

@@ -33,10 +33,11 @@ from ablate.budget import SHARE, free_bytes
 from ablate.components import Component
 from ablate.hooks import execution_device, is_hooked
 from ablate.masks import Mask
+from ablate.parts import Part, stacks_of
 from ablate.placement import is_offloaded
 from ablate.readout import Wanted, read
 from ablate.sites import Site
-from ablate.stack import Part, Recorded, record, stacks_of
+from ablate.stack import Recorded, record
 from ablate.upward import Climb, Stage
 from ablate.variants import Child, fork
 from ablate.visits import watched
@@ -153,7 +154,7 @@ def _swept(
     for group in _groups(len(masks), end, memory // 2):
         levels, ends = fork([masks[i] for i in group], [_components(block) for block in sites])
         streams = {
-            node: wanted.narrowed(resid) if narrows else wanted.pick(resid)
+            node: (wanted.narrowed(resid) if narrows else wanted.pick(resid)).to(whole.device)
             for node, resid in climb.run(levels).items()
         }
         streams[0] = whole
