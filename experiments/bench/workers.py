@@ -144,7 +144,7 @@ def serve(connection: Connection, contender: str, setting: Setting, work: Work) 
                 connection.send((False, matmul_rate(setting.device, setting.dtype)))
     except (ValueError, LookupError, NotImplementedError, torch.OutOfMemoryError) as error:
         connection.send((True, " ".join(f"{type(error).__name__}: {error}".split())))
-    except EOFError:  # the parent is gone
+    except (EOFError, ConnectionResetError, BrokenPipeError):  # the parent is gone
         sys.exit(0)
 
 
@@ -178,7 +178,7 @@ def measured(run: Run, device: torch.device) -> Measured:
     return Measured(seconds, values, peak, before)
 
 
-def matmul_rate(device: str, dtype: str, *, side: int | None = None, tries: int = 6) -> float:
+def matmul_rate(device: str, dtype: str, *, side: int | None = None, tries: int = 3) -> float:
     """Operations a second of the best of several products of two square matrices.
 
     Raises ValueError for a dtype in which this device multiplies no matrices.
