@@ -49,12 +49,19 @@ def with_peak(call: Callable[[], Result], device: torch.device) -> tuple[Result,
         return call(), seen.peak
 
 
-def rows_that_fit(bytes_per_row: int, memory: int, device: torch.device, multiple: int) -> int:
-    """Rows that one piece may have: within `memory`, and within the cache of a CPU.
+def rows_that_fit(
+    bytes_per_row: int,
+    memory: int,
+    device: torch.device,
+    *,
+    multiple: int = 1,
+    cache: int = CACHE,
+) -> int:
+    """Rows that one piece may have: within `memory`, and within `cache` on a CPU.
 
     A multiple of `multiple` where that many fit, else as many as fit, at least one.
     """
-    room = memory if device.type == "cuda" else min(memory, CACHE)
+    room = memory if device.type == "cuda" else min(memory, cache)
     rows = max(1, room // max(1, bytes_per_row))
     return rows // multiple * multiple if rows >= multiple else rows
 

@@ -31,6 +31,13 @@ def multiplied(site: Site, x: Tensor, gate: Tensor) -> Tensor:
     return rearrange(z * gate, "batch pos head d_head -> batch pos (head d_head)")
 
 
+def gate_gradient(site: Site, x: Tensor, gradient: Tensor) -> Tensor:
+    """∂L/∂g at g = 1 of g·x: Σ_d x·∂L/∂x, [batch, pos, width]; in fp32 at least."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    product = x.to(dtype) * gradient
+    return rearrange(product, "batch pos (width d) -> batch pos width d", width=site.width).sum(-1)
+
+
 def edit_of(site: Site, gate: Tensor, stand_in: Callable[[Tensor], Tensor] | None = None) -> Edit:
     """Multiply by `gate`, or put `stand_in` where it is 0."""
     if stand_in is None:

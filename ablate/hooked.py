@@ -4,7 +4,7 @@
 
     ablated(mask)   z_h ← 0 (or a fill) for every removed head, likewise FFN and mixer branches
     gated(gates)    z_h ← g_h z_h with your own tensors g; leaves receive gradients
-    token_gates()   the same with a fresh leaf per token and forward
+    gate_gradients() ∂L/∂g of a gate of 1 on every branch and token, without gates
     capture(names)  keeps activations under TransformerLens' names
 
 The model object is never modified, moved, subclassed or replaced, so `generate`, `Trainer`,
@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from ablate.anatomy import Anatomy, anatomy_of, base_path, find
 from ablate.components import FFN, Component, Head, KVGroup, Mixer
-from ablate.gates import edit_of, multiplied, place_of
+from ablate.gates import edit_of, gate_gradient, place_of
 from ablate.hooks import Edit, Place, execution_device, hooked, is_hooked
 from ablate.masks import Mask, require_mask
 from ablate.placement import DeviceMap, load
@@ -201,26 +201,26 @@ class HookedModel:
         return gates
 
     @contextmanager
-    def token_gates(self) -> Iterator[dict[str, list[Tensor]]]:
-        """Multiply every branch by leaves of ones made anew in each forward, one per token.
+    def gate_gradients(self) -> Iterator[dict[str, list[Tensor]]]:
+        """What a gate of 1 on every branch and token would get from a backward inside.
 
-        Yields site name -> [one leaf [batch, pos, width] per forward so far]; after a backward
-        their `.grad` is ∂L/∂g of every component at every token. Batches may differ in shape.
+        Yields site name -> [∂L/∂g, [batch, pos, width], one a forward so far], filled by the
+        backward. Nothing is multiplied: ∂L/∂g = Σ_d z·∂L/∂z. Batches may differ in shape.
         """
-        leaves: dict[str, list[Tensor]] = {site.name: [] for site in self.sites}
+        found: dict[str, list[Tensor]] = {site.name: [] for site in self.sites}
 
-        def fresh(site: Site) -> Edit:
+        def watch(site: Site) -> Edit:
             def edit(x: Tensor) -> Tensor:
-                dtype = torch.promote_types(x.dtype, torch.float32)
-                size = (*x.shape[:2], site.width)
-                leaf = torch.ones(size, device=x.device, dtype=dtype, requires_grad=True)
-                leaves[site.name].append(leaf)
-                return multiplied(site, x, leaf if site.kind == "head" else leaf[..., 0])
+                x = x if x.requires_grad else x.detach().requires_grad_()
+                value = x.detach()  # x would hold its hook, which would hold x
+                x.register_hook(lambda g: found[site.name].append(gate_gradient(site, value, g)))
+                # Falcon adds into its mlp_out in place.
+                return x.clone() if site.where == "output" else x
 
             return edit
 
-        with hooked(self.model, {place_of(site): fresh(site) for site in self.sites}):
-            yield leaves
+        with hooked(self.model, {place_of(site): watch(site) for site in self.sites}):
+            yield found
 
     @contextmanager
     def capture(self, names: str | Iterable[str]) -> Iterator[dict[str, Tensor]]:

@@ -24,12 +24,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ablate.budget import SHARE, free_bytes, rows_that_fit, with_peak
 from ablate.components import Component
+from ablate.hooks import execution_device
+from ablate.readout import log_p_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from ablate.hooked import HookedModel
+    from ablate.sweep import Reading
+
+GRADIENTS = 2**28
+"""Bytes that activations kept for a backward may take on a CPU: more together are no faster."""
 
 Convention = Literal["gate", "token"]
 Batch = TypeVar("Batch")
@@ -105,13 +112,13 @@ def gradient_importance(
     gates, tokens = [], []
     count = 0
     for batch in batches:
-        with _frozen(model), torch.enable_grad(), model.token_gates() as leaves:
+        with _frozen(model), torch.enable_grad(), model.gate_gradients() as gradients:
             loss = losses(batch)
             _require_one_each(loss)
             _require_finite(loss.detach(), count)
             if loss.requires_grad:
                 loss.sum().backward()
-        if all(leaf.grad is None for of_site in leaves.values() for leaf in of_site):
+        if not any(gradients.values()):
             raise ValueError(
                 "the loss does not depend on any head, FFN or mixer of this model: `losses` must "
                 "call the model on the batch and return what it says of it"
@@ -119,15 +126,58 @@ def gradient_importance(
         signed, absolute = [], []
         for site in model.sites:
             # [batch, pos, width] per forward; a scorer may call the model more than once.
-            grads = [leaf.grad.float() for leaf in leaves[site.name] if leaf.grad is not None]
-            signed.append(sum((g.sum(1).cpu() for g in grads), torch.zeros(1, site.width)))
-            absolute.append(sum((g.abs().sum(1).cpu() for g in grads), torch.zeros(1, site.width)))
+            found = [gradient.float() for gradient in gradients[site.name]]
+            signed.append(sum((g.sum(1).cpu() for g in found), torch.zeros(1, site.width)))
+            absolute.append(sum((g.abs().sum(1).cpu() for g in found), torch.zeros(1, site.width)))
         gates.append(torch.cat([s.expand(len(loss), -1) for s in signed], dim=1))
         tokens.append(torch.cat([a.expand(len(loss), -1) for a in absolute], dim=1))
         count += len(loss)
     if not count:
         raise ValueError("importance of no examples asked for: give at least one batch")
     return Importance(model.components, torch.cat(gates), torch.cat(tokens))
+
+
+def answer_importance(
+    model: HookedModel, readings: Iterable[Reading], *, memory: int | None = None
+) -> Importance:
+    """`gradient_importance` of what is read: the loss of a row is its mean −log p, as in
+    `ablate.effects.leave_one_out`, which it estimates.
+
+    The examples are the rows of `readings`, in order. As many go through together as `memory`
+    (bytes beyond the model; None for half of what is free) holds by the measured peak of one.
+    """
+    return gradient_importance(model, _pieces(model, readings, memory), _losses_of(model))
+
+
+def _losses_of(model: HookedModel) -> Callable[[Reading], Float[Tensor, "example"]]:
+    def losses(reading: Reading) -> Float[Tensor, "example"]:
+        log_p = log_p_of(
+            model.model, reading.inputs, reading.positions, reading.targets, model.anatomy
+        )
+        row = reading.positions[:, 0].to(log_p.device)
+        counts = torch.bincount(row, minlength=reading.batch)
+        return -log_p.new_zeros(reading.batch).index_add(0, row, log_p) / counts
+
+    return losses
+
+
+def _pieces(
+    model: HookedModel, readings: Iterable[Reading], memory: int | None
+) -> Iterator[Reading]:
+    """The readings in pieces of rows that fit, by the measured peak of the first row of each
+    greater length."""
+    longest = per_row = 0
+    device = execution_device(model.model)
+    for reading in readings:
+        room = memory if memory is not None else int(SHARE * free_bytes(device))
+        if reading.length > longest:
+            longest, one = reading.length, reading.rows(0, 1)
+            _, per_row = with_peak(
+                lambda one=one: gradient_importance(model, [one], _losses_of(model)), device
+            )
+        size = rows_that_fit(per_row, room, device, cache=GRADIENTS)
+        for first in range(0, reading.batch, size):
+            yield reading.rows(first, min(first + size, reading.batch))
 
 
 def _require_one_each(loss: object) -> None:

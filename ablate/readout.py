@@ -3,7 +3,7 @@
     log p(target) = logit(target) − log Σ_v exp logit(v)
 
 Logits are formed at the positions that are read and nowhere else, each once however many targets
-are asked of it, and for many streams in one product; at most `LOGITS` exist at a time.
+are asked of it, and for many streams in one product; few exist at a time.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ from ablate.parts import Part
 from ablate.placement import resident
 from ablate.stack import Recorded, record
 
-LOGITS = 2**25
-"""Logits formed at a time, at most."""
+LOGITS = 2**22
+"""Logits formed at a time: they stay in the cache."""
+SLOTS = 512
+"""Slots taken at a time at least: fewer would wait for the weights of a large vocabulary."""
 NORMALISED = 2**21
 """Logits normalised at a time: they stay in the cache."""
 
@@ -103,7 +105,8 @@ def read(
         raise ValueError(
             f"predictions of {type(model).__name__} asked for: it has no language-model head"
         )
-    at_once = max(1, min(LOGITS, memory // 16) // head.weight.shape[0])
+    vocab = head.weight.shape[0]
+    at_once = max(1, min(max(SLOTS, LOGITS // vocab), memory // 16 // vocab))
     # Entries slot by slot, stream by stream: then a piece of the slots is a piece of the entries.
     order = wanted.slot_of.argsort(stable=True)
     count, entries = len(wanted.slots), len(order)

@@ -65,6 +65,40 @@ class Reading:
     targets: Int[Tensor, "entry"]
     source_rows: Int[Tensor, "batch"] | None = None
 
+    @property
+    def batch(self) -> int:
+        """Rows of the forward, of the decoder where there are two stacks."""
+        return len(self._ids)
+
+    @property
+    def length(self) -> int:
+        """Positions of a row, both stacks together."""
+        ids = {id(t): t for t in (self._ids, self.inputs.get("input_ids")) if t is not None}
+        return sum(t.shape[1] for t in ids.values())
+
+    def rows(self, first: int, end: int) -> Reading:
+        """The reading of some of its rows: every input is cut along its first axis.
+
+        Raises ValueError for rows that share a source and for an input without a row each.
+        """
+        if self.source_rows is not None:
+            raise ValueError("rows of a reading whose rows share sources: read them all at once")
+        for name, value in self.inputs.items():
+            if not isinstance(value, Tensor) or len(value) != self.batch:
+                raise ValueError(f"input {name!r} has no entry for each of {self.batch} rows")
+        row = self.positions[:, 0]
+        mine = (row >= first) & (row < end)
+        positions = self.positions[mine] - torch.tensor([first, 0])
+        inputs = {name: value[first:end] for name, value in self.inputs.items()}
+        return Reading(inputs, positions, self.targets[mine])
+
+    @property
+    def _ids(self) -> Tensor:
+        for name in ("decoder_input_ids", "input_ids", "inputs_embeds"):
+            if name in self.inputs:
+                return self.inputs[name]
+        raise ValueError(f"no tokens among the inputs {list(self.inputs)}: give input_ids")
+
 
 @dataclass(frozen=True, eq=False)
 class Swept:
@@ -110,13 +144,16 @@ def sweep(
     for reading in readings:
         room = memory if memory is not None else int(SHARE * free_bytes(device))
         with torch.inference_mode(False), torch.no_grad():
-            yield _swept(model, expanded, reading, fill, room, measured)
+            swept = _swept(model, expanded, reading, fill, room, measured)
+        yield swept  # out here: whoever asks goes on in their own gradient mode
 
 
 def next_tokens(inputs: Mapping[str, Any]) -> Reading:
-    """Reads every next token of every row; padded ones, by `attention_mask`, are left out."""
-    ids = inputs["input_ids"]
-    real = inputs.get("attention_mask", torch.ones_like(ids)).bool().cpu()
+    """Reads every next token of every row (of the decoder, where there are two stacks); padded
+    ones, by its attention mask, are left out."""
+    stack = "decoder_" if "decoder_input_ids" in inputs else ""
+    ids = inputs[f"{stack}input_ids"]
+    real = inputs.get(f"{stack}attention_mask", torch.ones_like(ids)).bool().cpu()
     positions = (real[:, :-1] & real[:, 1:]).nonzero()
     row, position = positions.unbind(1)
     return Reading(inputs, positions, ids.cpu()[row, position + 1])

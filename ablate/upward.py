@@ -124,6 +124,8 @@ class Climb:
         """The streams behind one block."""
         leaving = [n for n, child in enumerate(children) if child.parent == 0 and n > 0]
         passing = [n for n, child in enumerate(children) if child.parent != 0]
+        if not leaving and not passing:
+            return {}  # and an offloaded block is not fetched
         block = visit.recorded.calls[visit.block].block
         found: dict[int, Tensor] = {}
         with resident(block):
@@ -178,7 +180,7 @@ class Climb:
             _, per_row = with_peak(lambda: visit.run(*one), device)
             per_row += resid.nbytes
             self.measured[key] = resid.shape[1], per_row
-        return rows_that_fit(per_row, self.memory, device, visit.recorded.batch)
+        return rows_that_fit(per_row, self.memory, device, multiple=visit.recorded.batch)
 
 
 def _pieces(

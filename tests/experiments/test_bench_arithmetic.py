@@ -65,7 +65,7 @@ def test_gradients_of_gates_end_at_z_of_block_0(layers: int):
     inputs = inputs_for(model.model, ROWS, LENGTH)
 
     def run():
-        with model.token_gates():
+        with model.gate_gradients():
             model.model(**inputs).logits.sum().backward()
 
     assert fewest_gradients(Weights.of(model), EVERY) == counted(run)
