@@ -150,20 +150,18 @@ class HeadPruning(ModelOptions):
     ) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Importance rows, and every selection example with each head removed alone."""
         from ablate import Mask
-        from ablate.importance import gradient_importance
-        from probes.scoring import answer_losses
+        from ablate.importance import answer_importance
+        from probes.readings import reading_of
 
         # Scoring comes first: it names the document where a loss is not finite.
         masks = [Ablation("whole", 0, Mask()), *(alone_without(h) for h in model.heads)]
         alone = self._scored(folder, model, condition, "selection", masks, fill, bar)
         importance = folder.partial(f"{condition.key}-importance")
         if importance is None:
-            measured = gradient_importance(
-                model,
-                condition.answers.batches,
-                lambda batch: answer_losses(model, condition.answers, batch),
-            )
-            importance = measured.frame().assign(task=condition.task, shots=condition.shots)
+            answers = condition.answers
+            readings = [reading_of(model, b, answers.layout, shared=False) for b in answers.batches]
+            importance = answer_importance(model, readings).frame()
+            importance = importance.assign(task=condition.task, shots=condition.shots)
             folder.keep(f"{condition.key}-importance", importance)
         bar.update()
         return importance, alone

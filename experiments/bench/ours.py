@@ -7,7 +7,6 @@ Every function loads nothing and returns what to run and time: `run()` → value
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,14 +14,11 @@ from jaxtyping import Float
 
 from ablate import Head, HookedModel, Mask, Reading, leave_one_out
 from ablate.hooks import execution_device
-from ablate.importance import gradient_importance
+from ablate.importance import answer_importance
 from experiments.bench.works import Work
-from probes.packing import Tokens, pack
-from probes.scoring import Prepared, answer_losses, log_likelihoods, prepare
+from probes.scoring import log_likelihoods, prepare
 
 Run = Callable[[], Float[np.ndarray, "..."]]
-GRADIENT_TOKENS = 512
-"""Tokens of one forward and backward of gradient importance."""
 
 
 def ours(model: HookedModel, work: Work) -> Run:
@@ -49,21 +45,10 @@ def _choices(model: HookedModel, work: Work) -> Run:
 
 
 def _importance(model: HookedModel, work: Work) -> Run:
-    tokens = [Tokens(tuple(row.tolist()), work.scored) for row in work.rows]
-    config: Any = model.model.config
     heads = [i for i, c in enumerate(model.components) if isinstance(c, Head)]
 
     def run() -> Float[np.ndarray, "row head"]:
-        batches = pack(
-            tokens, "rows", batch_tokens=GRADIENT_TOKENS, vocab=config.vocab_size, alone=True
-        )
-        prepared = Prepared((), "rows", batches, (0,), ())
-        found = gradient_importance(
-            model, batches, lambda batch: answer_losses(model, prepared, batch)
-        )
-        # Batches hold their rows in an order of their own.
-        owners = torch.cat([batch.entry_owner.unique_consecutive() for batch in batches])
-        return found.token[owners.argsort()][:, heads].numpy()
+        return answer_importance(model, [_reading(model, work)]).token[:, heads].numpy()
 
     return run
 
