@@ -93,7 +93,7 @@ def leave_one_out(
         zip(readings, sweep(model, masks, readings, fill=fill, memory=memory), strict=True)
     ):
         row = reading.positions[:, 0].cpu()
-        counts = torch.bincount(row)
+        counts = torch.bincount(row, minlength=reading.batch)
         if not counts.all():
             raise ValueError(
                 f"nothing is read of row {int((counts == 0).nonzero()[0])} of reading {number}: "

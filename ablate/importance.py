@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from ablate.hooked import HookedModel
     from ablate.sweep import Reading
 
-GRADIENTS = 2**28
+GRADIENTS = 2**27
 """Bytes that activations kept for a backward may take on a CPU: more together are no faster."""
 
 Convention = Literal["gate", "token"]
