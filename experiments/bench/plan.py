@@ -128,5 +128,5 @@ def _within_budget(model: HookedModel, work: Work, budget: float) -> Work:
     elif work.kind != "importance":
         once = forwards(weights, model, work)
         allowed = int(budget * 1e12 / once) - 1 if budget else len(model.components)
-        chosen = spread(model, max(allowed, weights.blocks))
+        chosen = spread(model, max(allowed, weights.blocks // 2, 2))
     return replace(work, components=tuple(chosen))

@@ -58,14 +58,14 @@ class Bench(RunOptions):
     """Tokens in a row."""
     answers: int = 4
     """Last tokens of a row that are read where not all are."""
-    importance_rows: int = 8
+    importance_rows: int = 4
     """Rows of tokens for importance."""
     tasks: tuple[str, ...] = ("pair_mapping",)
     """Tasks of the choices, with 5 demonstrations a question."""
     limit: int | None = 5
     """Use at most this many examples of each task."""
-    budget: float = 1.8
-    """10¹² operations of a peer's run at most (one component a layer at least); 0: no bound."""
+    budget: float = 1.2
+    """10¹² operations of a peer's run at most (one component in two layers at least); 0: all."""
 
     def __post_init__(self) -> None:
         for name in ("repeats", "rows", "importance_rows", "answers"):
