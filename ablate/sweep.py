@@ -127,7 +127,8 @@ def sweep(
         masks: sets of components, the empty one allowed.
         fill: what stands in for removed activations, as in `HookedModel.ablated`. A fill with
             positions or examples must fit every reading.
-        memory: bytes that may be allocated beyond the model; None for half of what is free now.
+        memory: bytes that may be allocated beyond the model and its recorded forward; None for
+            half of what is free now. At least one row goes through a block at a time.
 
     Raises ValueError for no masks, a component the model lacks, a model in training mode, a
     position outside its row, and a model that cannot be run in parts.
@@ -188,7 +189,7 @@ def _swept(
     log_p = torch.empty(len(masks), len(reading.targets))
     best = torch.empty(len(masks), len(reading.targets), dtype=torch.bool)
     whole = wanted.pick(end.resid(end.n_blocks))
-    for group in _groups(len(masks), end, memory // 2):
+    for group in _groups(len(masks), stages, memory // 2):
         levels, ends = fork([masks[i] for i in group], [_components(block) for block in sites])
         streams = {
             node: (wanted.narrowed(resid) if narrows else wanted.pick(resid)).to(whole.device)
@@ -202,10 +203,18 @@ def _swept(
     return Swept(log_p, best)
 
 
-def _groups(masks: int, end: Recorded, memory: int) -> list[range]:
-    """Consecutive masks whose streams fit into memory together, before and behind a block."""
-    batch, pos, d_model = end.shape
-    of_one = 2 * batch * pos * d_model * end.resid(end.n_blocks).element_size()
+def _groups(masks: int, stages: Sequence[Stage], memory: int) -> list[range]:
+    """Consecutive masks whose streams fit into memory together, before and behind a block; in a
+    decoder, beside what each mask's encoder says to its rows."""
+    of_one = said = 0
+    for stage in stages:
+        recorded, rows = stage.recorded, stage.source_rows
+        start = recorded.resid(0)
+        if rows is not None:
+            before = stages[0].recorded.resid(0)
+            said = len(rows) * before[0].nbytes
+            of_one = max(of_one, before.nbytes + said)
+        of_one = max(of_one, 2 * start.nbytes + said)
     at_once = max(1, memory // of_one)
     return [range(i, min(i + at_once, masks)) for i in range(0, masks, at_once)]
 

@@ -54,7 +54,7 @@ class Climb:
         memory: bytes that one piece may allocate.
         chosen: [batch, chosen] positions at which the last block is to be run; None for all.
         store: where streams wait; None for beside their block.
-        measured: (block type, how it is run) -> (length, bytes a row); shared by all climbs.
+        measured: (kind of block, how it is run) -> (length, bytes a row); shared by all climbs.
     """
 
     hf_model: nn.Module
@@ -173,7 +173,8 @@ class Climb:
         """From the measured peak of a single row of this length or a longer one."""
         block = visit.recorded.calls[visit.block].block
         resid = one[0].resid
-        key = type(block), fresh, visit.positions is None, bool(one[0].cuts[0])
+        kind = tuple(map(type, block.modules()))  # a decoder's block, or one with experts
+        key = kind, fresh, visit.positions is None, bool(one[0].cuts[0])
         length, per_row = self.measured.get(key, (0, 0))
         device = visit.device
         if length < resid.shape[1]:

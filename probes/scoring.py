@@ -233,7 +233,8 @@ def log_likelihoods(
     count = prepared.offsets[-1]
     values = np.full((len(masks), count), np.nan)
     greedy = np.ones((len(masks), count), dtype=bool)
-    chosen = [prepared.batches[i] for i in (batches or range(len(prepared.batches)))]
+    numbers = range(len(prepared.batches)) if batches is None else batches
+    chosen = [prepared.batches[i] for i in numbers]
     readings = [reading_of(model, batch, prepared.layout) for batch in chosen]
     swept = sweep(model, masks, readings, fill=fill, memory=memory)
     for batch, of_masks in zip(chosen, swept, strict=True):

@@ -13,7 +13,15 @@ from ablate.components import Head
 from ablate.hooked import HookedModel
 from ablate.importance import gradient_importance
 from ablate.masks import Mask
-from probes.scoring import answer_losses, log_likelihoods, prepare, score, score_choices, summarise
+from probes.scoring import (
+    answer_losses,
+    log_likelihoods,
+    prepare,
+    score,
+    score_choices,
+    score_masks,
+    summarise,
+)
 from probes.task_names import BUILTIN_FOLDER, quiet
 from probes.tasks import Example, load_tasks
 from tests.families import DECODERS, TWO_STACKS, tiny
@@ -276,3 +284,75 @@ def test_what_cannot_be_scored_is_refused(tokenizer):
         prepare(HookedModel(small("t5"), tokenizer), EXAMPLES, layout="tree")
     with pytest.raises(ValueError, match="layout 'tree' asked for"):
         prepare(HookedModel(small("mamba"), tokenizer), EXAMPLES, layout="tree")
+
+
+@pytest.mark.parametrize(
+    ("family", "layout"),
+    [("opt", None), ("llama", None), ("opt", "rows"), ("mamba2", None), ("bart", None)],
+)
+def test_masks_in_one_sweep_equal_a_loop_over_masks(family, layout, tokenizer):
+    model = HookedModel(small(family), tokenizer)
+    prepared = prepare(model, EXAMPLES, layout=layout, batch_tokens=90)
+    assert len(prepared.batches) > 1
+    masks = [Mask(), *(Mask([c]) for c in model.components[::3]), Mask(model.components[1:])]
+    values, greedy = log_likelihoods(model, prepared, masks)
+    for mask, *of_mask in zip(masks, values, greedy, strict=True):
+        with model.ablated(mask):
+            (nats,), (exact,) = log_likelihoods(model, prepared)
+        assert np.allclose(of_mask[0], nats, rtol=0, atol=1e-4)
+        assert np.array_equal(of_mask[1], exact)
+    assert not np.allclose(values[0], values[-1], atol=1e-2)
+    frames = score_masks(model, prepared, masks, memory=10**6)
+    assert [frame.loglik.tolist()[0][0] for frame in frames] == pytest.approx(values[:, 0])
+
+
+def test_some_batches_may_be_asked_for(tokenizer):
+    model = HookedModel(small("opt"), tokenizer)
+    prepared = prepare(model, EXAMPLES, batch_tokens=1)
+    whole, _ = log_likelihoods(model, prepared)
+    some, _ = log_likelihoods(model, prepared, batches=[1])
+    there = prepared.batches[1].entry_owner.unique()
+    assert np.array_equal(some[0, there], whole[0, there])
+    assert np.isnan(np.delete(some[0], there)).all()
+    none, _ = log_likelihoods(model, prepared, batches=[])
+    assert np.isnan(none).all()
+
+
+def tokens_through(module):
+    """The tokens of every call of `module` from now on."""
+    counts = []
+    module.register_forward_hook(lambda m, args, out: counts.append(args[0][..., 0].numel()))
+    return counts
+
+
+def test_what_prompts_share_is_computed_once_for_each_mask(tokenizer):
+    """Demonstrations of several examples and the context of their choices: a node of the tree."""
+    shots = "name = value\n" * 5
+    examples = [
+        Example(f"{shots}for name in {end}", (" names:", " self.values:", " x"), 0, i)
+        for i, end in enumerate(("self", "path", "file"))
+    ]
+    model = HookedModel(small("opt"), tokenizer)
+    prepared = prepare(model, examples)
+    requests = [tokenizer.encode(a + b)[:-1] for e in examples for a, b in e.pairs]
+    beginnings = {tuple(ids[:n]) for ids in requests for n in range(1, len(ids) + 1)}
+    assert len(beginnings) * 4 < sum(map(len, requests))
+    layers = model.model.model.decoder.layers
+    first, middle = tokens_through(layers[0]), tokens_through(layers[1].fc1)
+    masks = [Mask([Head(0, head)]) for head in range(4)]
+    log_likelihoods(model, prepared, masks)
+    once = len(beginnings)
+    # The recorded forward, one row to measure memory, and once for each mask: never once a request.
+    assert sum(first) == once * (1 + 1 + len(masks))
+    assert sum(middle) == once * (1 + 1 + len(masks))
+
+
+def test_choices_share_their_context_in_the_encoder(tokenizer):
+    model = HookedModel(small("bart"), tokenizer)
+    prepared = prepare(model, EXAMPLES[:2])
+    counts = tokens_through(model.model.model.encoder.layers[0])
+    log_likelihoods(model, prepared, [Mask([Head(0, 0, "encoder")])])
+    (batch,) = prepared.batches
+    assert (len(batch.sources), len(batch.ids)) == (2, 4)
+    width = max(map(len, batch.sources))
+    assert counts == [2 * width, width, 2 * width]  # recorded, measured, masked
