@@ -20,8 +20,9 @@ so with *all* pairs still in the race, the union bound over pairs and looks give
 half pays for spending the level of dropped pairs on those that are left: a pair far enough apart
 to pass even the largest level that a look can have, δ w_l/2, with less than its share δ w_l/(2 k
 (N − k)) adds up with all others like it to δ/2 over the looks; the rest are so close together that
-their components stay, and share δ w_l/2 by the union bound. (Exact for Gaussian differences; how
-far real ones may be from it, the tests measure: normal, skewed, heavy-tailed and sparse effects.)
+their components stay, and share δ w_l/2 by the union bound. This is an argument for differences
+near Gaussian, not a proof: that close components stay is likely, not sure. The tests measure error
+rates on normal, skewed, heavy-tailed and sparse effects.
 Looks are few because every look costs: sizes grow by a factor.
 
 At the last look every unit has been measured and means are exact. Those that differ at the
@@ -30,8 +31,10 @@ boundary (or from 0) by no more than `tie`, or by rounding, are `tied`, and are 
 
 Where it misleads: the certainty is about the mean over *these* units. It rests on spread that was
 seen: see `ablate.sampling` on effects that sit in few units. Estimates of dropped components were
-taken when they crossed a line, so they are a little too far from it; their intervals hold at all
-looks together.
+taken when they crossed a line, so they are a little too far from it. Their intervals are meant to
+hold at all looks together, and are somewhat too narrow for that: with `error` 0.01, on the 24 heads
+of the bundled model, 0 to 5 % of the races over one set of 400 to 2,500 examples had one that
+missed. Of 4,800 races over sets on which nothing here was chosen, none had a wrong verdict.
 """
 
 from __future__ import annotations
@@ -84,7 +87,7 @@ class Race:
         decision, k, error: what was asked: which verdict, of how many, at what risk in all.
         verdicts: of each component; "open" while it is in the race.
         estimates: mean effects, each as of the last look that its component was in; the intervals
-            hold for all components and looks together with probability 1 − error.
+            are for all components and looks together, at 1 − error.
         looks: taken so far.
     """
 
