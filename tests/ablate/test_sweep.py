@@ -162,6 +162,24 @@ def test_inside_a_context_the_model_is_measured_as_it_stands(family: str) -> Non
             agree(model, masks, reading)
 
 
+@pytest.mark.parametrize("family", ["opt", "llama", "bloom", "falcon_h1"])
+def test_what_a_context_does_at_each_position_it_goes_on_doing(family: str) -> None:
+    model = HookedModel(tiny(family, attention="eager"))
+    inputs, masks = padded(model.model, "none"), many_masks(model)[::3]
+    generator = torch.Generator().manual_seed(0)
+    gates = {
+        site.name: torch.rand((9, site.width) if site.kind == "head" else (9,), generator=generator)
+        for site in model.sites
+    }
+    fill = per_position(model, inputs)
+    patterns = [name for name in model.hook_names if name.endswith("pattern")]
+    for reading in (few(inputs), everywhere(inputs)):
+        with model.gated(gates):
+            agree(model, masks, reading)
+        with model.ablated(Mask([model.components[-1]]), fill), model.capture(patterns):
+            agree(model, masks, reading)
+
+
 def test_readings_may_differ_in_everything() -> None:
     model = HookedModel(tiny("opt"))
     readings = [few(padded(model.model, "none"))]

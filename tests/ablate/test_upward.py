@@ -197,7 +197,7 @@ def test_pieces_hold_every_row_once_and_fit(size: int) -> None:
 def test_measuring_is_done_once_for_blocks_of_a_kind() -> None:
     model = HookedModel(tiny("llama", num_hidden_layers=4))
     ones = []
-    for layer in model.model.model.layers:
+    for layer in model.model.model.layers.children():
         layer.register_forward_hook(lambda m, a, out: ones.append(len(a[0]) == 1))
     reading = everywhere(padded(model.model, "none"))
     masks = [Mask([component]) for component in model.components]
