@@ -23,6 +23,7 @@ from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from ablate.anatomy import FAMILIES, Anatomy, unknown_architecture
+from ablate.pruned import VARIANT, pruned_class_of
 
 ZOO = Path(__file__).parent / "zoo"
 
@@ -99,7 +100,9 @@ def load(
         "offload_folder": None if offload_folder is None else str(offload_folder),
     }
     with _one_line(name_or_path, local), _quiet(source):
-        model, info = _auto_class(config).from_pretrained(
+        if (pruned := pruned_class_of(config)) is not None:
+            options["variant"] = VARIANT
+        model, info = (pruned or _auto_class(config)).from_pretrained(
             source,
             config=config,
             local_files_only=local,
@@ -187,10 +190,11 @@ def _require_checkpoint(folder: Path) -> None:
     """ValueError unless `folder` has a config and all files of its safetensors weights."""
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} is no checkpoint: it has no config.json")
-    if (folder / "model.safetensors").is_file():
+    kinds = ("", f".{VARIANT}")
+    if any((folder / f"model{kind}.safetensors").is_file() for kind in kinds):
         return
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
+    indices = (folder / f"model.safetensors.index{kind}.json" for kind in kinds)
+    for index in filter(Path.is_file, indices):
         shards = set(json.loads(index.read_text())["weight_map"].values())
         gone = sorted(shard for shard in shards if not (folder / shard).is_file())
         if gone:

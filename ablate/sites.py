@@ -22,6 +22,7 @@ from ablate.anatomy import (
     find,
 )
 from ablate.components import FFN, Component, Head, Mixer, Stack
+from ablate.remains import Absent
 
 Kind = Literal["head", "ffn", "mixer"]
 
@@ -109,6 +110,8 @@ def _block_sites(row: Blocks, layer: int, path: str, block: nn.Module) -> list[S
         if attention is None or find(block, attention.out) is None:
             continue
         heads, groups, d_head = _head_counts(block, attention)
+        if not heads:  # all removed for good
+            continue
         found.append(
             Site(
                 name=f"{name}.{part}.hook_z",
@@ -139,7 +142,8 @@ def _block_sites(row: Blocks, layer: int, path: str, block: nn.Module) -> list[S
                 block=path,
             )
         )
-    if find(block, row.ffn) is not None:
+    ffn = find(block, row.ffn)
+    if ffn is not None and not isinstance(ffn, Absent):
         found.append(
             Site(
                 name=f"{name}.hook_mlp_out",
