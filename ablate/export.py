@@ -30,6 +30,7 @@ import pandas as pd
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
+from transformers.utils import logging as transformers_logging
 
 from ablate.anatomy import FAMILIES
 from ablate.components import FFN
@@ -76,7 +77,8 @@ def export(model: HookedModel, mask: Mask, folder: str | Path) -> Exported:
         raise ValueError(
             f"the mask removes every component of {model.name}: keep at least one to export"
         )
-    family = model.model.config.model_type
+    config: Any = model.model.config
+    family = config.model_type
     if FAMILIES.get(family) != model.anatomy:
         raise ValueError(
             f"export of a {family} with an anatomy= of its own: it could not be loaded again; "
@@ -94,7 +96,7 @@ def export(model: HookedModel, mask: Mask, folder: str | Path) -> Exported:
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        twin.save_pretrained(unfinished)
+        _save(twin, unfinished)
         if model.tokenizer is not None:
             model.tokenizer.save_pretrained(unfinished)
         (unfinished / "removed.json").write_text(mask.to_json() + "\n")
@@ -151,12 +153,23 @@ def sizes_and_speed(
             (name, "tokens_per_second", tokens / statistics.median(seconds[name][1:])),
         ]
     rows.append(("exported", "largest_difference", difference))
-    return pd.DataFrame(rows, columns=["model", "metric", "value"])
+    return pd.DataFrame(rows, columns=pd.Index(["model", "metric", "value"]))
 
 
 def parameters(hf_model: nn.Module) -> int:
     """Number of weights; shared ones count once."""
     return sum(parameter.numel() for parameter in hf_model.parameters())
+
+
+def _save(hf_model: Any, folder: Path) -> None:
+    """Write safetensors and config, without transformers' bar: a library is silent."""
+    bar = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        hf_model.save_pretrained(folder)
+    finally:
+        if bar:
+            transformers_logging.enable_progress_bar()
 
 
 def _twin(hf_model: nn.Module) -> Any:

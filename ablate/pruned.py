@@ -28,8 +28,8 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from ablate.anatomy import UnknownArchitecture, find
-from ablate.components import Head, KVGroup, Mixer
+from ablate.anatomy import UnknownArchitecture
+from ablate.components import KVGroup, Mixer
 from ablate.masks import Mask
 from ablate.remains import Absent, Spread, for_heads
 from ablate.sites import Site, sites
@@ -218,6 +218,8 @@ def pruned_class(base: Any) -> Any:
             super().save_pretrained(save_directory, **(options | {"variant": VARIANT}))
 
     Pruned.__name__ = Pruned.__qualname__ = f"Pruned{base.__name__}"
+    # transformers leaves the unsaved buffers of classes from elsewhere unfilled (Falcon-H1's).
+    Pruned.__module__ = base.__module__
     return Pruned
 
 

@@ -28,6 +28,7 @@ class Absent(nn.Module):
         super().__init__()
         self.in_features = 0
         self.out_features = out_features
+        self.weight = torch.empty(0, device="cpu")  # some families initialise it by name
         self.bias = bias
 
     def forward(self, x: Float[Tensor, "*axes width"]) -> Float[Tensor, "*axes out"]:
@@ -93,8 +94,9 @@ class _PositionBias:
     def compute_bias(
         self, query: int, key: int, device: torch.device | None = None, past_seen_tokens: Any = 0
     ) -> Tensor:
-        self.whole = self.compute(query, key, device=device, past_seen_tokens=past_seen_tokens)
-        return picked(self.whole, 1, self.kept)
+        whole = self.compute(query, key, device=device, past_seen_tokens=past_seen_tokens)
+        self.whole = whole
+        return picked(whole, 1, self.kept)
 
     def before(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -111,7 +113,7 @@ class _PositionBias:
         return (z, own[:, :1] if self.cross or whole is None else whole, *rest)
 
 
-def for_heads(attention: nn.Module, heads: int, kept: Sequence[int]) -> None:
+def for_heads(attention: Any, heads: int, kept: Sequence[int]) -> None:
     """Cut what `attention` is handed for all `heads` of the original to those `kept`, for good."""
     if hasattr(attention, "compute_bias"):
         bias = _PositionBias(kept, attention)
