@@ -76,8 +76,8 @@ def mean_fill(model: HookedModel, batches: Iterable[Batch], *, per_position: boo
     counts: dict[str, Tensor] = {}
     axes = (0,) if per_position else (0, 1)
     for batch in batches:
-        for site, x in _activations(model, batch).items():
-            keep = _kept(batch, site, x)
+        for site, x in activations(model, batch).items():
+            keep = kept_tokens(batch, site, x)
             total = (x * keep[..., None]).sum(axes, dtype=torch.promote_types(x.dtype, torch.float))
             if site.name in sums and sums[site.name].shape != total.shape:
                 raise ValueError(
@@ -108,7 +108,7 @@ def resample_fill(model: HookedModel, batch: Batch, generator: torch.Generator) 
                 "resampling over a padded batch: a donor has nothing to give at its padding; "
                 "group examples of one length"
             )
-    values = {site.name: x for site, x in _activations(model, batch).items()}
+    values = {site.name: x for site, x in activations(model, batch).items()}
     examples = len(next(iter(values.values())))
     if examples < 2:
         raise ValueError("resampling in a batch of one example: give at least two")
@@ -116,7 +116,7 @@ def resample_fill(model: HookedModel, batch: Batch, generator: torch.Generator) 
     return Fill("resample", {name: x[donors.to(x.device)] for name, x in values.items()})
 
 
-def _activations(model: HookedModel, batch: Batch) -> dict[Site, Float[Tensor, "batch pos width"]]:
+def activations(model: HookedModel, batch: Batch) -> dict[Site, Float[Tensor, "batch pos width"]]:
     names = [site.name for site in model.sites]
     with torch.no_grad(), model.capture(names) as cache:
         model.model(**batch)
@@ -126,7 +126,7 @@ def _activations(model: HookedModel, batch: Batch) -> dict[Site, Float[Tensor, "
     }
 
 
-def _kept(batch: Batch, site: Site, x: Tensor) -> Tensor:
+def kept_tokens(batch: Batch, site: Site, x: Tensor) -> Tensor:
     """1 at the tokens of x [batch, pos, width] that are not padding, in the stack of `site`."""
     decoder = site.stack in ("decoder", "cross")
     mask = batch.get("decoder_attention_mask" if decoder else "attention_mask")
