@@ -61,6 +61,8 @@ class HookedModel:
         self.components: tuple[Component, ...] = tuple(c for s in self.sites for c in s.components)
         """Every head, FFN and mixer: the gates of `sites`, in order."""
         self.heads: tuple[Head, ...] = tuple(c for c in self.components if isinstance(c, Head))
+        self.measured: dict[Any, tuple[int, int]] = {}
+        """What rows were measured to allocate (`ablate.budget`): kind of call -> length, bytes."""
         self._points = {place.name: (place, site) for place, site in self._capture_points()}
 
     @classmethod

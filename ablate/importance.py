@@ -166,15 +166,18 @@ def _pieces(
 ) -> Iterator[Reading]:
     """The readings in pieces of rows that fit, by the measured peak of the first row of each
     greater length."""
-    longest = per_row = 0
     device = execution_device(model.model)
+    config, weight = getattr(model.model, "config", None), next(model.model.parameters())
+    key = "backward", getattr(config, "_attn_implementation", None), weight.dtype
     for reading in readings:
         room = memory if memory is not None else int(SHARE * free_bytes(device))
-        if reading.length > longest:
-            longest, one = reading.length, reading.rows(0, 1)
+        length, per_row = model.measured.get(key, (0, 0))
+        if reading.length > length and reading.batch > 1:
+            one = reading.rows(0, 1)
             _, per_row = with_peak(
                 lambda one=one: gradient_importance(model, [one], _losses_of(model)), device
             )
+            model.measured[key] = reading.length, per_row
         size = rows_that_fit(per_row, room, device, cache=GRADIENTS)
         for first in range(0, reading.batch, size):
             yield reading.rows(first, min(first + size, reading.batch))

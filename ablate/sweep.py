@@ -141,11 +141,10 @@ def sweep(
         raise ValueError(f"no fill {fill!r}: use 'zero', or collect one with mean_fill")
     expanded = [model.expand(mask) for mask in masks]
     device = execution_device(model.model)
-    measured: dict[Any, tuple[int, int]] = {}
     for reading in readings:
         room = memory if memory is not None else int(SHARE * free_bytes(device))
         with torch.inference_mode(False), torch.no_grad():
-            swept = _swept(model, expanded, reading, fill, room, measured)
+            swept = _swept(model, expanded, reading, fill, room)
         yield swept  # out here: whoever asks goes on in their own gradient mode
 
 
@@ -166,7 +165,6 @@ def _swept(
     reading: Reading,
     fill: Literal["zero"] | Fill,
     memory: int,
-    measured: dict[Any, tuple[int, int]],
 ) -> Swept:
     plain = not is_hooked(model.model)  # another context's edits are made for whole rows
     stacks = _stacks(model)
@@ -184,7 +182,7 @@ def _swept(
         memory // 4,
         wanted.chosen if narrows else None,
         torch.device("cpu") if is_offloaded(model.model) else None,
-        measured,
+        model.measured,
     )
     log_p = torch.empty(len(masks), len(reading.targets))
     best = torch.empty(len(masks), len(reading.targets), dtype=torch.bool)

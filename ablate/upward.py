@@ -174,7 +174,8 @@ class Climb:
         block = visit.recorded.calls[visit.block].block
         resid = one[0].resid
         kind = tuple(map(type, block.modules()))  # a decoder's block, or one with experts
-        key = kind, fresh, visit.positions is None, bool(one[0].cuts[0])
+        how = fresh, visit.positions is None, bool(one[0].cuts[0]), isinstance(visit.fill, str)
+        key = kind, how, visit.recorded.attention, resid.dtype
         length, per_row = self.measured.get(key, (0, 0))
         device = visit.device
         if length < resid.shape[1]:
