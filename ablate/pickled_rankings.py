@@ -8,8 +8,8 @@ built, with every call unmade. One of three such records is recognised, every ot
     torch._utils._rebuild_tensor_v2   of a storage in the bytes: pickle.dump, old torch.save
     the same in a zip                 torch.save's file
 
-Protocols from 3 on (2 spells bytes as a call). Bytes become numbers by `torch.frombuffer`, within bounds that are checked here. A file beyond
-64 MiB is no ranking and is not opened.
+Protocols from 3 on (2 spells bytes as a call). Bytes become numbers by `torch.frombuffer`, within
+bounds that are checked here. A file beyond 64 MiB is no ranking and is not opened.
 """
 
 from __future__ import annotations
