@@ -33,9 +33,9 @@ from torch import Tensor
 from ablate.masks import Mask
 from ablate.readout import log_p_of
 from ablate.sweep import sweep
+from probes.examples import METRICS, Example, all_right
 from probes.packing import Batch, Layout, Tokens, layout_of, pack
 from probes.readings import reading_of
-from probes.tasks import METRICS, Example
 from probes.tokenising import context_length, encode_apart, encode_pairs
 
 if TYPE_CHECKING:
@@ -193,7 +193,7 @@ def score(model: HookedModel, prepared: Prepared, *, mask: Mask | None = None) -
     """One row per example: what the model, as it stands, answers, and whether it is right.
 
     Columns: task, shots, doc_id, group, gold, predicted (−1 where no right answer was produced),
-    acc, acc_norm, exact_match, truncated, loglik (list: nats of every choice).
+    METRICS (nan where the task lacks one), truncated, loglik (list: nats of every choice).
 
     `mask` is only named in errors. Raises ValueError for a log-likelihood that is not finite, with
     the example, and for a model in training mode.
@@ -258,9 +258,7 @@ def answer_losses(model: HookedModel, prepared: Prepared, batch: Batch) -> Float
             "layout='rows'"
         )
     reading = reading_of(model, batch, prepared.layout, shared=False)
-    log_p = log_p_of(
-        model.model, reading.inputs, reading.positions, reading.targets, model.anatomy
-    )
+    log_p = log_p_of(model.model, reading.inputs, reading.positions, reading.targets, model.anatomy)
     rows = reading.positions[:, 0].to(log_p.device)
     sums = torch.zeros(count, device=log_p.device).index_add(0, rows, log_p)
     return -sums / torch.bincount(rows, minlength=count)
@@ -302,7 +300,8 @@ def grade(
                 "loglik": values[first:last].tolist(),
             }
         )
-    return pd.DataFrame(rows)
+    frame = pd.DataFrame(rows)
+    return frame.assign(acc_all=all_right(prepared.examples, frame.acc.to_numpy()))
 
 
 def summarise(frame: pd.DataFrame) -> pd.DataFrame:
@@ -311,6 +310,7 @@ def summarise(frame: pd.DataFrame) -> pd.DataFrame:
     Columns: task, shots, metric, value, stderr, examples. Metrics a task has not are left out; the
     standard error of one example is unknown, not zero.
     """
-    long = frame.melt(["task", "shots"], list(METRICS), "metric", "value").dropna(subset="value")
+    metrics = [metric for metric in METRICS if metric in frame]
+    long = frame.melt(["task", "shots"], metrics, "metric", "value").dropna(subset="value")
     grouped = long.groupby(["task", "shots", "metric"], sort=False)["value"]
     return grouped.agg(value="mean", stderr="sem", examples="size").reset_index()

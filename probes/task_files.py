@@ -77,7 +77,7 @@ def local_data(file: TaskFile) -> dict[str, Any]:
     if not paths:
         folder = data_folder(file)
         return {"dataset_path": str(folder)} if folder else {}
-    splits = _read(paths, file.config["dataset_path"])
+    splits = read_splits(paths, file.config["dataset_path"])
 
     def given(**_: object) -> Any:
         """What lm-eval calls for the dataset, with the task's metadata as keywords."""
@@ -99,7 +99,11 @@ def _paths(file: Path, given: Any) -> list[Path]:
     return found
 
 
-def _read(paths: Mapping[str, Sequence[Path]], kind: str) -> Any:
+def read_splits(paths: Mapping[str, Sequence[Path]], kind: str) -> Any:
+    """Split → its documents, from json or parquet files, in memory.
+
+    Raises ValueError for malformed files, with the line.
+    """
     import datasets
     import pyarrow as pa
     import pyarrow.parquet as pq

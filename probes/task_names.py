@@ -3,6 +3,7 @@
     pair_mapping                 a built-in task, offline (probes/builtin_tasks)
     my_tasks/, my_tasks/a.yaml   your own lm-eval YAML files, with local data
     hellaswag                    any task, group or tag of lm-eval; its data is on the hub
+    bansal14, bansal16           the tasks of Bansal et al. (probes/bansal14.py)
 
 lm-eval is imported inside the functions, and silently: it takes seconds and talks.
 """
@@ -19,6 +20,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from probes.bansal14 import CORRECTED, CORRECTED_FOLDER, PRESETS
+from probes.task_data import reached, split_files, stand_ins
 from probes.task_files import data_files, data_folder, local_data, task_names
 from probes.task_yaml import read_task_file, require_known_words
 
@@ -36,30 +39,45 @@ REMEDY = (
 BUILTIN_FOLDER = Path(__file__).parent / "builtin_tasks"
 
 
-def task_objects(name: str) -> dict[str, Any]:
-    """Task name → lm-eval's task object: one, or all of a folder or group.
+def task_objects(name: str, data: str | Path | None = None) -> dict[str, Any]:
+    """Task name → lm-eval's task object: one, or all of a folder, group or preset.
 
-    Raises ValueError for a name nothing has, and for malformed files.
+    `data` is a folder of records for tasks whose data is on the hub (probes/task_data.py). Raises
+    ValueError for a name nothing has, malformed files, and data that cannot be had.
     """
+    if name in PRESETS:
+        return {k: v for one in PRESETS[name] for k, v in task_objects(one, data).items()}
     if name in BUILTIN:
         return _builtin(name)
-    files = _own_files(name)
-    return _from_files(files) if files else _from_lm_eval(name)
+    if files := _own_files(name):
+        return _from_files(files, data)
+    if name in CORRECTED:
+        return _corrected(name) if data is None else _from_files(_corrected_file(name), data)
+    return _from_lm_eval(name) if data is None else _from_lm_eval_with(name, data)
 
 
-def task_sources(name: str) -> tuple[Path, ...]:
-    """The local files that decide what a task is: YAML, data, Python; none for a task of lm-eval.
+def task_sources(name: str, data: str | Path | None = None) -> tuple[Path, ...]:
+    """The local files that decide what a task is: YAML, data, Python; of a task of lm-eval, its
+    records under `data`, if any.
 
     lm-eval is not imported. Raises ValueError as `task_objects` does.
     """
+    if name in PRESETS:
+        return tuple(path for one in PRESETS[name] for path in task_sources(one, data))
     if name in BUILTIN:
         return (BUILTIN_FOLDER / "read.py", *sorted(BUILTIN_FOLDER.glob(f"{name}.*")))
     found: dict[Path, None] = {}
-    for path in _own_files(name).values():
+    files = _own_files(name)
+    if not files and name in CORRECTED:
+        files = _corrected_file(name)
+    for path in files.values():
         file = read_task_file(path)
         folder = data_folder(file)
-        data = [path for paths in data_files(file).values() for path in paths]
-        found |= dict.fromkeys([*file.files, *data, *([folder] if folder else [])])
+        local = [path for paths in data_files(file).values() for path in paths]
+        found |= dict.fromkeys([*file.files, *local, *([folder] if folder else [])])
+    if data is not None:
+        for task in files or [name]:
+            found |= dict.fromkeys(p for paths in split_files(data, task).values() for p in paths)
     return tuple(found)
 
 
@@ -82,21 +100,37 @@ def _builtin(name: str) -> dict[str, Any]:
     return _from_files({name: BUILTIN_FOLDER / f"{name}.yaml"})
 
 
-def _from_files(files: Mapping[str, Path]) -> dict[str, Any]:
-    with quiet():
-        from lm_eval.tasks import TaskManager
+@lru_cache
+def _corrected(name: str) -> dict[str, Any]:
+    return _from_files(_corrected_file(name))
 
-        manager = TaskManager(include_defaults=False)
+
+def _corrected_file(name: str) -> dict[str, Path]:
+    return {name: CORRECTED_FOLDER / f"{name}.yaml"}
+
+
+def _from_files(files: Mapping[str, Path], data: str | Path | None = None) -> dict[str, Any]:
+    with quiet():
         tasks: dict[str, Any] = {}
         for name, path in files.items():
             file = read_task_file(path)
             require_known_words(file)
             changes = local_data(file)
-            config = _imported(path)
-            with explained(f"{path}: task {name}"), _built(path):
-                # Not by name from an index of the folder: another file there may have that name.
-                tasks |= manager.load({**config, **changes, "task": name})["tasks"]
+            if data is not None and not changes and "custom_dataset" not in file.config:
+                changes = stand_ins(data, name, file.config)
+            tasks |= _made(name, path, changes)
     return tasks
+
+
+def _made(name: str, path: Path, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The task of one YAML file, with some of its keys changed."""
+    from lm_eval.tasks import TaskManager
+
+    manager = TaskManager(include_defaults=False)
+    config = _imported(path)
+    with reached(name), explained(f"{path}: task {name}"), _built(path):
+        # Not by name from an index of the folder: another file there may have that name.
+        return manager.load({**config, **changes, "task": name})["tasks"]
 
 
 def _imported(path: Path) -> dict[str, Any]:
@@ -112,17 +146,10 @@ def _imported(path: Path) -> dict[str, Any]:
 @lru_cache
 def _from_lm_eval(name: str) -> dict[str, Any]:
     with quiet():
-        import lm_eval.tasks
         from lm_eval.tasks import TaskManager
 
         # Its whole index takes half a minute to build; a plain task needs its own folder only.
-        root = Path(lm_eval.tasks.__file__).parent
-        word = re.compile(rf"(?<![\w.-]){re.escape(name)}(?![\w.-])".encode())
-        mentions = [file for file in sorted(root.rglob("*.yaml")) if word.search(file.read_bytes())]
-        line = re.compile(rf"^task: *['\"]?{re.escape(name)}['\"]? *$".encode(), re.MULTILINE)
-        homes = [file.parent for file in mentions if line.search(file.read_bytes())]
-        if not mentions or not re.fullmatch(r"[\w.:+-]+", name):
-            raise ValueError(_unknown(name))
+        homes = [file.parent for file in _definitions(name)]
         manager = (
             TaskManager(include_path=str(homes[0]), include_defaults=False)
             if len(homes) == 1
@@ -130,16 +157,66 @@ def _from_lm_eval(name: str) -> dict[str, Any]:
         )
         if name not in manager.all_tasks:
             raise ValueError(_unknown(name))
-        with explained(f"task {name}"):
-            return manager.load(name)["tasks"]
+        try:
+            with reached(name), explained(f"task {name}"):
+                return manager.load(name)["tasks"]
+        except ImportError as error:
+            raise ValueError(
+                f"task {name}: lm-eval's definition needs a module that is not here: {_said(error)}"
+            ) from error
+
+
+def _from_lm_eval_with(name: str, data: str | Path) -> dict[str, Any]:
+    """A task of lm-eval on records from a folder."""
+    with quiet():
+        files = _definitions(name)
+        if len(files) != 1:
+            raise ValueError(
+                f"{name} is a group of lm-eval: name its tasks one by one to read {data}"
+            )
+        config = read_task_file(files[0]).config
+        return _made(name, files[0], stand_ins(data, name, config))
+
+
+def _definitions(name: str) -> tuple[Path, ...]:
+    """lm-eval's files that say `task: name`; none for a group or tag. ValueError where it knows
+    no such name."""
+    found = _index().get(name, ())
+    if not found and not (re.fullmatch(r"[\w.:+-]+", name) and _mentioned(name)):
+        raise ValueError(_unknown(name))
+    return found
+
+
+@lru_cache
+def _index() -> Mapping[str, tuple[Path, ...]]:
+    """Task → lm-eval's files that define it: 14 000 are read, once."""
+    line = re.compile(rb"^task: *['\"]?([\w.:+-]+)['\"]? *$", re.MULTILINE)
+    found: dict[str, tuple[Path, ...]] = {}
+    for file in _lm_eval_files():
+        for name in line.findall(file.read_bytes()):
+            found[name.decode()] = (*found.get(name.decode(), ()), file)
+    return found
+
+
+def _mentioned(name: str) -> bool:
+    """Whether any of lm-eval's files has the word: groups and tags are not defined by a line."""
+    word = re.compile(rf"(?<![\w.-]){re.escape(name)}(?![\w.-])".encode())
+    return any(word.search(file.read_bytes()) for file in _lm_eval_files())
+
+
+def _lm_eval_files() -> list[Path]:
+    import lm_eval.tasks
+
+    return sorted(Path(lm_eval.tasks.__file__).parent.rglob("*.yaml"))
 
 
 def _unknown(name: str) -> str:
-    close = get_close_matches(name, BUILTIN, n=1)
+    close = get_close_matches(name, [*BUILTIN, *PRESETS], n=1)
     hint = f" (did you mean {close[0]}?)" if close else ""
     return (
-        f"no task {name}{hint}: built-in tasks are {', '.join(BUILTIN)}; lm-eval has none of that "
-        "name; for your own give a folder of lm-eval YAML files, such as ./my_tasks"
+        f"no task {name}{hint}: built-in tasks are {', '.join(BUILTIN)}; presets are "
+        f"{', '.join(PRESETS)}; lm-eval has none of that name; for your own give a folder of "
+        "lm-eval YAML files, such as ./my_tasks"
     )
 
 

@@ -2,7 +2,7 @@
 
 Tasks are lm-eval's: its YAML files, prompts, few-shot sampling and metrics, run through its own
 task objects, so that a prompt here is the prompt its harness would send. `probes/task_names.py`
-says how a task is named.
+says how a task is named, `probes/bansal14.py` which ones the paper has.
 
 Selecting heads on the examples one reports is the classic mistake, so every task has two sides:
 
@@ -16,86 +16,25 @@ the reported split, that split is halved too. `Task.source` says which case it w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from random import Random
 from typing import Any, Literal
 
-import numpy as np
-
+from probes.examples import METRICS, REQUIRED, Example
 from probes.task_files import shortened
 from probes.task_names import BUILTIN, explained, quiet, task_objects
 
-METRICS = ("acc", "acc_norm", "exact_match")
-"""What is computed of each example; of a task with rules of its own, those it has."""
+__all__ = ["METRICS", "Example", "Task", "load_tasks"]
+
 HALVES = "the halves of a split"
 """Seed of the halves: one for all studies, lest another seed report what this one selected on."""
 
 Split = Literal["test", "selection"]
 Doc = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Example:
-    """One labelled question: which of `choices` follows `context`?
-
-    Attributes:
-        context: the whole prompt, demonstrations included.
-        choices: continuations as they are appended to it; a single one is to be produced greedily.
-        gold: the number of the right one.
-        doc_id: the document's number in its data split.
-        task, shots: where the example comes from.
-        group: examples of one group share demonstrations, so their errors are not independent.
-        contexts: one context per choice, for tasks that vary the context and keep the
-            continuation (Winogrande); empty where `context` is shared.
-        lengths: what `acc_norm` divides by; empty: the characters of each choice.
-        golds: every right choice, for tasks that have several; empty: `gold` only.
-        grade: the task's own rule, from one (nats, is-arg-max) per choice; None: arg-max.
-    """
-
-    context: str
-    choices: tuple[str, ...]
-    gold: int
-    doc_id: int = 0
-    task: str = ""
-    shots: int = 0
-    group: int = 0
-    contexts: tuple[str, ...] = ()
-    lengths: tuple[int, ...] = ()
-    golds: tuple[int, ...] = ()
-    grade: Callable[[Sequence[tuple[float, bool]]], Mapping[str, Any]] | None = None
-
-    def __post_init__(self) -> None:
-        for gold in (self.gold, *self.golds):
-            if not 0 <= gold < len(self.choices):
-                raise ValueError(
-                    f"{self.task or 'example'} document {self.doc_id}: answer {gold} of "
-                    f"{len(self.choices)} choices; they count from 0"
-                )
-
-    @property
-    def pairs(self) -> tuple[tuple[str, str], ...]:
-        """(context, continuation) of every choice."""
-        contexts = self.contexts or (self.context,) * len(self.choices)
-        return tuple(zip(contexts, self.choices, strict=True))
-
-    def marks(self, nats: np.ndarray, greedy: np.ndarray) -> tuple[int, Mapping[str, float]]:
-        """(the choice taken, or −1 when no right answer was produced; metric → 0 or 1)."""
-        golds = self.golds or (self.gold,)
-        exact = float(any(greedy[gold] for gold in golds))
-        best = int(nats.argmax())
-        if self.grade is not None:
-            pairs = list(zip(nats.tolist(), greedy.tolist(), strict=True))
-            own = self.grade(pairs)
-            return best, {metric: float(own[metric]) for metric in METRICS if metric in own}
-        if len(golds) == len(self.choices):
-            return (best if exact else -1), {"acc": exact, "exact_match": exact}
-        lengths = self.lengths or tuple(len(choice) for choice in self.choices)
-        normed = int((nats / np.asarray(lengths)).argmax())
-        acc, acc_norm = float(best in golds), float(normed in golds)
-        return best, {"acc": acc, "acc_norm": acc_norm, "exact_match": exact}
 
 
 @dataclass(frozen=True)
@@ -106,6 +45,7 @@ class Task:
         split: "test" (to report) or "selection" (to choose by); the two never overlap.
         source: the data split behind it, in words.
         metrics: what lm-eval computes for the task.
+        delimiter: what stands between a prompt and each of its choices.
     """
 
     name: str
@@ -114,6 +54,7 @@ class Task:
     source: str
     metrics: tuple[str, ...]
     examples: tuple[Example, ...]
+    delimiter: str = ""
 
 
 def load_tasks(
@@ -123,36 +64,72 @@ def load_tasks(
     split: Split = "test",
     limit: int | None = None,
     seed: int = 0,
+    data: str | Path | None = None,
+    leading_space: bool = True,
 ) -> tuple[Task, ...]:
     """The named tasks (all built-in ones if none is named), in the order of their names.
 
     Args:
-        names: built-in tasks, folders or files of your own, tasks of lm-eval.
+        names: built-in tasks, folders or files of your own, tasks of lm-eval, bansal14.
         shots: demonstrations before every query.
         split: "test" or "selection".
         limit: at most this many examples per task, the first ones, as lm-eval's `--limit`.
         seed: of lm-eval's draw of demonstrations (its own command line uses 1234).
+        data: a folder with `<task>/<split>.jsonl` for tasks whose data is on the hub: then nothing
+            is fetched (probes/task_data.py).
+        leading_space: False takes the blank from the choices that are scored, not from the
+            demonstrations, where a task's definition puts it there (`Task.delimiter` is then "").
+            Bansal et al.'s code did so for the importance of some tasks
+            (`probes.bansal14.UNSPACED`), not for accuracy: other tokens, so other scores.
 
     Raises ValueError for an unknown task, a malformed file (with its line), a task without answers
-    to score, and more shots than there are demonstrations. Data on the hub is fetched only for a
+    to score, data that is neither here nor within reach, more shots than there are demonstrations,
+    and `leading_space=False` where no task has such a blank. Data on the hub is fetched only for a
     task of lm-eval named as such.
     """
     if shots < 0:
         raise ValueError(f"{shots} shots asked for: give 0 or more")
     if limit is not None and limit < 1:
         raise ValueError(f"a limit of {limit} examples asked for: give 1 or more")
+    if data is not None and not Path(data).is_dir():
+        raise ValueError(f"no data folder {data}: give a folder with <task>/<split>.jsonl")
     found: dict[str, Any] = {}
     for name in names or BUILTIN:
-        for own_name, task in task_objects(name).items():
+        for own_name, task in task_objects(name, data).items():
             if own_name in found:
                 raise ValueError(f"task {own_name} asked for twice: name it once")
             found[own_name] = task
-    return tuple(_task(name, task, shots, split, limit, seed) for name, task in found.items())
+    tasks = tuple(_task(name, task, shots, split, limit, seed) for name, task in found.items())
+    return tasks if leading_space else _unspaced(tasks)
+
+
+def _unspaced(tasks: tuple[Task, ...]) -> tuple[Task, ...]:
+    """The tasks with choices that follow their context at once, where a blank stood between."""
+    if not any(task.delimiter == " " for task in tasks):
+        raise ValueError(
+            "choices without their leading space asked for: no choice of "
+            f"{', '.join(task.name for task in tasks)} has one that its definition puts there; "
+            "leave the option out"
+        )
+    return tuple(
+        replace(
+            task,
+            delimiter="",
+            examples=tuple(
+                replace(e, choices=tuple(c.removeprefix(" ") for c in e.choices))
+                for e in task.examples
+            ),
+        )
+        if task.delimiter == " "
+        else task
+        for task in tasks
+    )
 
 
 def _task(name: str, task: Any, shots: int, split: Split, limit: int | None, seed: int) -> Task:
     _require_answers(name, task)
-    sides = _sides(task)
+    with quiet():
+        sides = _sides(task)
     side = sides.test if split == "test" else sides.selection
     with quiet(), _sampling(name, task, shots, sides.pool, seed) as sampler:
         examples = tuple(
@@ -161,7 +138,47 @@ def _task(name: str, task: Any, shots: int, split: Split, limit: int | None, see
         )
     if not examples:
         raise ValueError(f"task {name} has no documents on its {split} side ({side.source})")
-    return Task(name, shots, split, side.source, tuple(task.aggregation()), examples)
+    # Only a delimiter that lm-eval puts there: an answer to produce may have its own blank.
+    delimiter = "" if task.OUTPUT_TYPE == "loglikelihood" else task.config.target_delimiter
+    examples = _related(name, task, side, examples)
+    return Task(name, shots, split, side.source, tuple(task.aggregation()), examples, delimiter)
+
+
+def _related(name: str, task: Any, side: _Side, examples: Sequence[Example]) -> tuple[Example, ...]:
+    """With `group` and `question`, by the fields that the task's metadata names for them."""
+    metadata = task.config.metadata or {}
+    found = tuple(examples)
+    if "dependent_by" in metadata:
+        groups = _numbered(name, side.documents, metadata["dependent_by"])
+        found = tuple(replace(example, group=groups[example.doc_id]) for example in found)
+    if "all_right_by" in metadata:
+        numbers = _numbered(name, side.documents, metadata["all_right_by"])
+        # A question that lost an answer, to a limit or to the other side, is no whole question.
+        chosen = {example.doc_id for example in found}
+        cut = {number for i, number in enumerate(numbers) if i not in chosen}
+        found = tuple(
+            example
+            if numbers[example.doc_id] in cut
+            else replace(example, question=numbers[example.doc_id])
+            for example in found
+        )
+    return found
+
+
+def _numbered(name: str, documents: Any, paths: str) -> list[int]:
+    """For every document the number of its values under `paths` ("idx.a idx.b"), by appearance."""
+    with explained(f"task {name}: {paths} of its metadata"):
+        keys = list(zip(*(_under(documents, path) for path in paths.split()), strict=True))
+    numbers = {key: i for i, key in enumerate(dict.fromkeys(keys))}
+    return [numbers[key] for key in keys]
+
+
+def _under(documents: Any, path: str) -> list[Any]:
+    field, *keys = path.split(".")
+    values = list(documents[field])
+    for key in keys:
+        values = [value[key] for value in values]
+    return values
 
 
 def _require_answers(name: str, task: Any) -> None:
@@ -177,10 +194,11 @@ def _require_answers(name: str, task: Any) -> None:
         raise ValueError(f"task {name} shows images or sound: only text is scored")
     metrics = tuple(task.aggregation())
     free = task.OUTPUT_TYPE == "generate_until" and "exact_match" not in metrics
-    foreign = callable(task.config.process_results) and not set(metrics) & set(METRICS)
+    foreign = callable(task.config.process_results) and not set(metrics) & set(REQUIRED)
     if free or foreign:
         raise ValueError(
-            f"task {name} is graded by {', '.join(metrics)}: only {', '.join(METRICS)} are computed"
+            f"task {name} is graded by {', '.join(metrics)}: only {', '.join(REQUIRED)} are "
+            "computed"
         )
 
 
