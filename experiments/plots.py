@@ -146,7 +146,7 @@ def head_heatmap(
         for y in range(1, matrix.shape[0]):
             ax.axhline(y - 0.5, color=PAPER, linewidth=gap)
         if matrix.size <= 100:
-            _annotate(ax, matrix, image, _digits(low, high) if digits is None else digits)
+            annotate_cells(ax, matrix, image, _digits(low, high) if digits is None else digits)
         ax.spines[:].set_visible(False)
         ax.tick_params(length=0)
         if grid.shape[0] <= 16:
@@ -297,7 +297,7 @@ def _digits(low: float, high: float) -> int:
     return int(np.clip(1 - np.floor(np.log10(extent)), 0, 4)) if extent > 0 else 0
 
 
-def _annotate(ax: Axes, matrix: np.ndarray[Any, Any], image: Any, digits: int) -> None:
+def annotate_cells(ax: Axes, matrix: np.ndarray[Any, Any], image: Any, digits: int) -> None:
     """Each cell's number, dark on light and light on dark."""
     for (row, column), score in np.ndenumerate(matrix):
         if np.isfinite(score):
