@@ -35,6 +35,9 @@ def test_what_is_wanted_is_found_again(places: list[tuple[int, int]]) -> None:
     assert torch.equal(wanted.pick(resid)[wanted.slot_of, 0], asked)
     most = max(len({p for r, p in places if r == row}) for row in range(ROWS))
     assert wanted.chosen.shape == (ROWS, most)
+    for row in {row for row, _ in places}:
+        here = sorted({p for r, p in places if r == row})
+        assert wanted.chosen[row].tolist() == here + here[-1:] * (most - len(here))
     chosen = resid[torch.arange(ROWS)[:, None], wanted.chosen]
     assert torch.equal(wanted.narrowed(chosen)[wanted.slot_of, 0], asked)
 

@@ -180,6 +180,16 @@ def test_what_a_context_does_at_each_position_it_goes_on_doing(family: str) -> N
             agree(model, masks, reading)
 
 
+def test_a_hook_of_the_user_s_own_acts_once() -> None:
+    model = HookedModel(tiny("opt"))
+    inputs, masks = padded(model.model, "left"), many_masks(model)[::3]
+    projection = model.model.model.decoder.layers[1].self_attn.out_proj
+    projection.register_forward_pre_hook(lambda module, args: (args[0] * 0.5,))
+    projection.register_forward_hook(lambda module, args, out: out + 0.3)
+    for reading in (few(inputs), everywhere(inputs)):
+        agree(model, masks, reading)
+
+
 def test_readings_may_differ_in_everything() -> None:
     model = HookedModel(tiny("opt"))
     readings = [few(padded(model.model, "none"))]
@@ -195,11 +205,13 @@ def test_readings_may_differ_in_everything() -> None:
 def test_small_pieces_make_the_same_whole(family: str, memory: int) -> None:
     """Rows of one mask apart, masks apart, logits apart: whatever fits."""
     model = HookedModel(tiny(family))
-    inputs = padded(model.model, "left")
     masks = many_masks(model)[::4]
-    for reading in (few(inputs), everywhere(inputs)):
-        (swept,) = sweep(model, masks, [reading], memory=memory)
-        (whole,) = sweep(model, masks, [reading])
+    left, plain = padded(model.model, "left"), padded(model.model, "none")
+    asked = [(few(left), "zero"), (everywhere(left), "zero")]
+    asked += [(read(plain), resampled(model, plain)) for read in (few, everywhere)]
+    for reading, fill in asked:
+        (swept,) = sweep(model, masks, [reading], fill=fill, memory=memory)
+        (whole,) = sweep(model, masks, [reading], fill=fill)
         torch.testing.assert_close(swept.log_p, whole.log_p, rtol=0, atol=1e-5)
         assert torch.equal(swept.best, whole.best)
 

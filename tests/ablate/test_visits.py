@@ -15,7 +15,7 @@ from ablate.components import FFN, Component, Head
 from ablate.hooked import HookedModel
 from ablate.masks import Mask
 from ablate.sweep import Reading, sweep
-from ablate.visits import watched
+from ablate.visits import Known, watched
 from tests.ablate.one_by_one import everywhere, few, padded
 from tests.families import inputs_for, output_of, tiny
 
@@ -158,6 +158,17 @@ def test_where_a_module_does_more_behind_its_projection_it_is_called_whole() -> 
             output_of(model, inputs_for(model))
         assert {one.ends_in for one in known.values()} == {ends}, family
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_a_part_of_a_projection_is_not_the_projection() -> None:
+    x, y = torch.ones(2, 3, 4), torch.ones(2, 3, 4)
+    for answer, ends in ((y[:, :2], ""), (y + 0, ""), (x, ""), (y.view_as(y), "y")):
+        known = Known(nn.Identity(), nn.Identity())
+        known.entered(known.out, (x,))
+        known.projected(known.out, (x,), y)
+        known.answered(known.owner, (), (answer, None))
+        assert known.ends_in == ends
+        assert known.rest == (None,)
 
 
 def test_inside_a_context_nothing_is_taken_for_known() -> None:
