@@ -94,7 +94,7 @@ def agreement(
                 + (overlap_p(point[m, 0, p], components, k) if metric == "overlap" else np.nan,)
             )
     names = ["task_a", "shots_a", "task_b", "shots_b", "metric", "value", "low", "high", "p"]
-    return pd.DataFrame(rows, columns=names).assign(k=k, components=components)
+    return pd.DataFrame(rows, columns=pd.Index(names)).assign(k=k, components=components)
 
 
 def partners(frame: pd.DataFrame, metric: str = "spearman") -> pd.DataFrame:
@@ -120,7 +120,7 @@ def partners(frame: pd.DataFrame, metric: str = "spearman") -> pd.DataFrame:
         for which, extreme in (("highest", "max"), ("lowest", "min"))
     ]
     table = pd.concat(found).sort_values(["task", "shots", "which", "partner"], ignore_index=True)
-    return table[["task", "shots", "which", "partner", "value", "low", "high"]]
+    return table.reindex(columns=["task", "shots", "which", "partner", "value", "low", "high"])
 
 
 def across_shots(frame: pd.DataFrame) -> pd.DataFrame:
@@ -131,7 +131,7 @@ def across_shots(frame: pd.DataFrame) -> pd.DataFrame:
     rows = frame.loc[(frame.task_a == frame.task_b) & (frame.task_a != AGGREGATE)]
     groups = rows.groupby(["metric", "shots_a", "shots_b"], sort=True)["value"]
     table = groups.agg(value="mean", variance="var", tasks="size").reset_index()
-    return table[["shots_a", "shots_b", "metric", "value", "variance", "tasks"]]
+    return table.reindex(columns=["shots_a", "shots_b", "metric", "value", "variance", "tasks"])
 
 
 def basic_interval(

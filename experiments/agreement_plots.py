@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from experiments.plots import (
     DIVERGING,
@@ -16,7 +17,7 @@ from experiments.plots import (
     accuracy_curves,
     annotate_cells,
     curve,
-    panels,
+    own_axes,
     style,
 )
 
@@ -37,7 +38,7 @@ def agreement_heatmap(
     if rows.empty:
         raise ValueError(f"no {metric} between tasks at {shots} shots: give a frame that has it")
     names = list(dict.fromkeys([*rows.task_a, *rows.task_b]))
-    grid = pd.DataFrame(np.nan, index=names, columns=names)
+    grid = pd.DataFrame(np.nan, index=pd.Index(names), columns=pd.Index(names))
     for row in rows.to_dict("records"):
         grid.loc[row["task_a"], row["task_b"]] = row["value"]
         grid.loc[row["task_b"], row["task_a"]] = row["value"]
@@ -45,7 +46,7 @@ def agreement_heatmap(
     labels = [name.replace("_", " ") for name in names]
     with style():
         size = 0.55 * len(names)
-        ax = ax or panels(width=size + 2.6, height=size + 1.7)[1][0, 0]
+        ax = ax or own_axes(size + 3.4, size + 1.9)
         ax.grid(visible=False)
         image = ax.imshow(np.ma.masked_invalid(matrix), cmap=DIVERGING, vmin=-1, vmax=1)
         for place in np.arange(1, len(names)) - 0.5:
@@ -75,7 +76,7 @@ def layer_curve(
 ) -> Axes:
     """Importance by layer, shaded between low and high; one line for each value of `group`."""
     ax = curve(frame, x="layer", group=group, title=title, xlabel="layer", ylabel=ylabel, ax=ax)
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_ylim(bottom=min(0.0, ax.get_ylim()[0]) if frame["low"].min() < 0 else 0.0)
     return ax
 

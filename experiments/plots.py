@@ -127,7 +127,7 @@ def head_heatmap(
     matrix = grid.to_numpy(dtype=float)
     low, high = limits or _limits(matrix, signed)
     with style():
-        ax = ax or _own_axes(
+        ax = ax or own_axes(
             min(0.52 * matrix.shape[1], 6.5) + 1.9, min(0.44 * matrix.shape[0], 5.0) + 1.1
         )
         ax.grid(visible=False)
@@ -189,7 +189,7 @@ def accuracy_curves(
     `chance` are dashed and dotted lines.
     """
     with style():
-        ax = ax or _own_axes(WIDTH, HEIGHT)
+        ax = ax or own_axes(WIDTH, HEIGHT)
         _lines(ax, frame, x, y, ranking, low, high)
         if baseline is not None:
             _reference(ax, baseline, "whole model", (0, (6, 3)))
@@ -224,7 +224,7 @@ def curve(
     Points are in the order of `x`; where the columns `low` and `high` exist, shaded between them.
     """
     with style():
-        ax = ax or _own_axes(WIDTH, HEIGHT)
+        ax = ax or own_axes(WIDTH, HEIGHT)
         _lines(ax, frame, x, y, group, low, high)
         if log_x:
             ax.set_xscale("log")
@@ -237,7 +237,7 @@ def curve(
     return ax
 
 
-def _own_axes(width: float, height: float) -> Axes:
+def own_axes(width: float, height: float) -> Axes:
     return panels(width=width, height=height)[1][0, 0]
 
 

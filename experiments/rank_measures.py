@@ -39,7 +39,7 @@ def reference_order(a: ArrayLike, b: ArrayLike) -> float:
 def kendall(a: ArrayLike, b: ArrayLike) -> float:
     """Kendall's τ_b; nan if one list is constant."""
     x, y = _both(a, b)
-    return float(stats.kendalltau(x, y).statistic)
+    return float(np.asarray(stats.kendalltau(x, y))[0])
 
 
 def top_overlap(a: ArrayLike, b: ArrayLike, k: int) -> tuple[float, float]:

@@ -60,7 +60,7 @@ def importance_by_layer(
             (*place, point, *basic_interval(point, draws[:, i], level), places.count(place))
         )
     names = ["stack", "kind", "layer", "value", "low", "high", "components"]
-    return pd.DataFrame(rows, columns=names)
+    return pd.DataFrame(rows, columns=pd.Index(names))
 
 
 def top_by_third(
@@ -93,7 +93,7 @@ def top_by_third(
         p = min(1.0, 2 * float(min(above, below)))
         rows.append((name, found / k, inside / count, low / k, high / k, p))
     names = ["third", "value", "expected", "low", "high", "p"]
-    return pd.DataFrame(rows, columns=names).assign(k=k, components=count)
+    return pd.DataFrame(rows, columns=pd.Index(names)).assign(k=k, components=count)
 
 
 def capacity_retained(
