@@ -83,7 +83,7 @@ def test_variants_of_a_family(family: str, changes: dict[str, Any]) -> None:
         agree(model, many_masks(model), reading)
 
 
-@pytest.mark.parametrize("family", [*KINDS, "opt", "llama"])
+@pytest.mark.parametrize("family", ["opt", "llama", "gemma2", "bart", "falcon_h1"])
 def test_bf16_is_as_near_to_its_own_forward_as_rounding_allows(family: str) -> None:
     """Another number of rows may round otherwise: by less than bf16 itself rounds."""
     model = HookedModel(tiny(family, dtype=torch.bfloat16))
@@ -118,7 +118,7 @@ def test_every_fill(family: str, fill: Callable[..., Fill]) -> None:
     model = HookedModel(tiny(family))
     inputs = padded(model.model, "none" if fill is resampled else "right")
     for reading in (few(inputs), everywhere(inputs)):
-        agree(model, many_masks(model), reading, fill(model, inputs))
+        agree(model, many_masks(model)[::2], reading, fill(model, inputs))
 
 
 @pytest.mark.parametrize("family", TWO_STACKS)
@@ -146,7 +146,7 @@ def test_key_value_groups_stand_for_their_heads() -> None:
 def test_inside_a_context_the_model_is_measured_as_it_stands(family: str) -> None:
     model = HookedModel(tiny(family))
     outer = Mask(model.components[1::3])
-    masks = many_masks(model)[::3] + [Mask(model.components)]
+    masks = many_masks(model)[::5] + [Mask(model.components)]
     inputs = padded(model.model, "left")
     gates = {site.name: torch.tensor(0.5) for site in model.sites[::2]}
     for reading in (few(inputs), everywhere(inputs)):
@@ -200,12 +200,12 @@ def test_readings_may_differ_in_everything() -> None:
         torch.testing.assert_close(swept.log_p, log_p, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("memory", [1, 100_000, 400_000])
+@pytest.mark.parametrize("memory", [1, 200_000])
 @pytest.mark.parametrize("family", ["opt", "gpt2", "bart", "mamba"])
 def test_small_pieces_make_the_same_whole(family: str, memory: int) -> None:
     """Rows of one mask apart, masks apart, logits apart: whatever fits."""
     model = HookedModel(tiny(family))
-    masks = many_masks(model)[::4]
+    masks = many_masks(model)[::6]
     left, plain = padded(model.model, "left"), padded(model.model, "none")
     asked = [(few(left), "zero"), (everywhere(left), "zero")]
     asked += [(read(plain), resampled(model, plain)) for read in (few, everywhere)]
