@@ -141,11 +141,11 @@ def test_a_killed_run_resumes_to_the_same_numbers(
     scored = HeadPruning._scored
     calls = []
 
-    def dies(self, model, condition, *rest):
+    def dies(self, folder, model, condition, *rest):
         calls.append(condition.key)
         if len(calls) == 6:
             raise KeyboardInterrupt
-        return scored(self, model, condition, *rest)
+        return scored(self, folder, model, condition, *rest)
 
     monkeypatch.setattr(HeadPruning, "_scored", dies)
     assert main(_arguments(model_folder, tmp_path)) == 130
