@@ -64,6 +64,11 @@ class Wanted:
             )
         if len(targets) != len(positions):
             raise ValueError(f"{len(targets)} targets at {len(positions)} positions: give one each")
+        if int(targets.min()) < 0:
+            raise ValueError(
+                f"target {int(targets.min())} asked for: tokens count from 0; leave positions that"
+                " are not to be read out, instead of labelling them −100"
+            )
         if int(positions.min()) < 0 or not bool((positions < torch.tensor(shape)).all()):
             outside = positions[((positions < 0) | (positions >= torch.tensor(shape))).any(1)]
             raise ValueError(

@@ -135,7 +135,7 @@ def sweep(
     """
     if not masks:
         raise ValueError("a sweep over no masks asked for: give at least one, such as Mask()")
-    if model.model.training:
+    if any(module.training for module in model.model.modules()):
         raise ValueError("a sweep of a model in training mode asked for: call .eval() first")
     if isinstance(fill, str) and fill != "zero":
         raise ValueError(f"no fill {fill!r}: use 'zero', or collect one with mean_fill")
