@@ -117,6 +117,7 @@ def resample_fill(model: HookedModel, batch: Batch, generator: torch.Generator) 
 
 
 def activations(model: HookedModel, batch: Batch) -> dict[Site, Float[Tensor, "batch pos width"]]:
+    """What passes every site in one forward of `batch`, heads side by side."""
     names = [site.name for site in model.sites]
     with torch.no_grad(), model.capture(names) as cache:
         model.model(**batch)

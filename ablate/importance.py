@@ -146,19 +146,17 @@ def answer_importance(
     The examples are the rows of `readings`, in order. As many go through together as `memory`
     (bytes beyond the model; None for half of what is free) holds by the measured peak of one.
     """
-    return gradient_importance(model, _pieces(model, readings, memory), _losses_of(model))
+    return gradient_importance(
+        model, _pieces(model, readings, memory), lambda reading: row_losses(model, reading)
+    )
 
 
-def _losses_of(model: HookedModel) -> Callable[[Reading], Float[Tensor, "example"]]:
-    def losses(reading: Reading) -> Float[Tensor, "example"]:
-        log_p = log_p_of(
-            model.model, reading.inputs, reading.positions, reading.targets, model.anatomy
-        )
-        row = reading.positions[:, 0].to(log_p.device)
-        counts = torch.bincount(row, minlength=reading.batch)
-        return -log_p.new_zeros(reading.batch).index_add(0, row, log_p) / counts
-
-    return losses
+def row_losses(model: HookedModel, reading: Reading) -> Float[Tensor, "example"]:
+    """Mean −log p of what is read from each row, in nats, differentiable."""
+    log_p = log_p_of(model.model, reading.inputs, reading.positions, reading.targets, model.anatomy)
+    row = reading.positions[:, 0].to(log_p.device)
+    counts = torch.bincount(row, minlength=reading.batch)
+    return -log_p.new_zeros(reading.batch).index_add(0, row, log_p) / counts
 
 
 def _pieces(
@@ -175,7 +173,8 @@ def _pieces(
         if reading.length > length and reading.batch > 1:
             one = reading.rows(0, 1)
             _, per_row = with_peak(
-                lambda one=one: gradient_importance(model, [one], _losses_of(model)), device
+                lambda one=one: gradient_importance(model, [one], lambda r: row_losses(model, r)),
+                device,
             )
             model.measured[key] = reading.length, per_row
         size = rows_that_fit(per_row, room, device, cache=GRADIENTS)

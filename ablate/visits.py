@@ -204,7 +204,8 @@ class Visit:
         """Put gates on the sites that lose something, and answers on the owners of known z."""
         edits: dict[Place, Edit] = {}
         for site in self.sites:
-            keep = [[float(c not in cut) for c in site.components] for cut in rows.cuts]
+            components = site.components  # made anew at each asking
+            keep = [[float(c not in cut) for c in components] for cut in rows.cuts]
             if any(0.0 in row for row in keep):
                 device = execution_device(self.hf_model.get_submodule(site.path))
                 gate = torch.tensor(keep, device=device)[:, None]  # [row, 1, width]

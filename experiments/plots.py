@@ -238,6 +238,7 @@ def curve(
 
 
 def own_axes(width: float, height: float) -> Axes:
+    """Axes of a figure of their own, in inches."""
     return panels(width=width, height=height)[1][0, 0]
 
 

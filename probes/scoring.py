@@ -26,12 +26,11 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ablate.importance import row_losses
 from ablate.masks import Mask
-from ablate.readout import log_p_of
 from ablate.sweep import sweep
 from probes.examples import METRICS, Example, all_right
 from probes.packing import Batch, Layout, Tokens, layout_of, pack
@@ -257,11 +256,7 @@ def answer_losses(model: HookedModel, prepared: Prepared, batch: Batch) -> Float
             "losses of examples that share a row asked for: prepare with answers_only=True and "
             "layout='rows'"
         )
-    reading = reading_of(model, batch, prepared.layout, shared=False)
-    log_p = log_p_of(model.model, reading.inputs, reading.positions, reading.targets, model.anatomy)
-    rows = reading.positions[:, 0].to(log_p.device)
-    sums = torch.zeros(count, device=log_p.device).index_add(0, rows, log_p)
-    return -sums / torch.bincount(rows, minlength=count)
+    return row_losses(model, reading_of(model, batch, prepared.layout, shared=False))
 
 
 def grade(

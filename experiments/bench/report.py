@@ -71,7 +71,9 @@ def findings(rows: Sequence[Row]) -> list[str]:
         )
     exact = [row for row in compared if row["dtype"] == "float32"]
     if exact:
-        off = [_against(r, "max_difference", ".0e") for r in exact if r["max_difference"] > EQUAL]
+        off = [
+            _against(r, "max_difference", ".0e") for r in exact if not r["max_difference"] <= EQUAL
+        ]
         found.append(
             f"Results in float32 equal the peer's to {EQUAL:g} nat in {len(exact) - len(off)} of "
             f"{len(exact)} rows" + (f"; not in {', '.join(off)}." if off else ".")

@@ -136,7 +136,7 @@ def _against(frame: pd.DataFrame, peer: str) -> Row:
         "ratio_low": ratios.min(),
         "ratio_high": ratios.max(),
         "bound": _once(frame, peer, "operations") / _once(frame, "ours", "operations"),
-        "max_difference": _values(frame, peer, "max_difference").max(),
+        "max_difference": _values(frame, peer, "max_difference").max(skipna=False),
         "peer_seconds": seconds.median(),
         "peak_memory_ratio": peak / _values(frame, "ours", "peak_bytes").max(),
         "peer_peak_bytes": peak,
