@@ -63,6 +63,7 @@ def load_tasks(
     *,
     split: Split = "test",
     limit: int | None = None,
+    sample: int | None = None,
     seed: int = 0,
     data: str | Path | None = None,
     leading_space: bool = True,
@@ -74,6 +75,7 @@ def load_tasks(
         shots: demonstrations before every query.
         split: "test" or "selection".
         limit: at most this many examples per task, the first ones, as lm-eval's `--limit`.
+        sample: a seed: `limit` then takes whole texts in an order drawn by it, not the first ones.
         seed: of lm-eval's draw of demonstrations (its own command line uses 1234).
         data: a folder with `<task>/<split>.jsonl` for tasks whose data is on the hub: then nothing
             is fetched (probes/task_data.py).
@@ -99,7 +101,9 @@ def load_tasks(
             if own_name in found:
                 raise ValueError(f"task {own_name} asked for twice: name it once")
             found[own_name] = task
-    tasks = tuple(_task(name, task, shots, split, limit, seed) for name, task in found.items())
+    tasks = tuple(
+        _task(name, task, shots, split, limit, sample, seed) for name, task in found.items()
+    )
     return tasks if leading_space else _unspaced(tasks)
 
 
@@ -126,15 +130,23 @@ def _unspaced(tasks: tuple[Task, ...]) -> tuple[Task, ...]:
     )
 
 
-def _task(name: str, task: Any, shots: int, split: Split, limit: int | None, seed: int) -> Task:
+def _task(
+    name: str,
+    task: Any,
+    shots: int,
+    split: Split,
+    limit: int | None,
+    sample: int | None,
+    seed: int,
+) -> Task:
     _require_answers(name, task)
     with quiet():
         sides = _sides(task)
     side = sides.test if split == "test" else sides.selection
+    ids = side.ids[:limit] if sample is None else _drawn(name, task, side, limit, sample)
     with quiet(), _sampling(name, task, shots, sides.pool, seed) as sampler:
         examples = tuple(
-            _example(name, task, sampler, i, dict(side.documents[i]), shots)
-            for i in side.ids[:limit]
+            _example(name, task, sampler, i, dict(side.documents[i]), shots) for i in ids
         )
     if not examples:
         raise ValueError(f"task {name} has no documents on its {split} side ({side.source})")
@@ -142,6 +154,23 @@ def _task(name: str, task: Any, shots: int, split: Split, limit: int | None, see
     delimiter = "" if task.OUTPUT_TYPE == "loglikelihood" else task.config.target_delimiter
     examples = _related(name, task, side, examples)
     return Task(name, shots, split, side.source, tuple(task.aggregation()), examples, delimiter)
+
+
+def _drawn(name: str, task: Any, side: _Side, limit: int | None, sample: int) -> list[int]:
+    """`limit` of a side's ids, ascending: whole texts, in random order, until there are enough."""
+    metadata = task.config.metadata or {}
+    texts: Sequence[Any]
+    if name in BUILTIN:
+        texts = list(side.documents["scene"])
+    elif "dependent_by" in metadata:
+        texts = _numbered(name, side.documents, metadata["dependent_by"])
+    else:
+        texts = range(len(side.documents))
+    of_text: dict[Any, list[int]] = {}
+    for i in side.ids:
+        of_text.setdefault(texts[i], []).append(i)
+    order = Random(f"{name} {sample}").sample(list(of_text.values()), len(of_text))
+    return sorted([i for ids in order for i in ids][:limit])
 
 
 def _related(name: str, task: Any, side: _Side, examples: Sequence[Example]) -> tuple[Example, ...]:
