@@ -15,15 +15,16 @@ import re
 import sys
 from collections.abc import Sequence
 from itertools import groupby
-from typing import Any
+from typing import Annotated, Union
 
 from experiments.bench.study import Bench
+from experiments.config import with_preset
 from experiments.pretrain import Pretraining
-from experiments.prune import HeadPruning
+from experiments.prune.study import Pruning
 from experiments.run_folder import RunFolder, Study, run_study
 
 STUDIES: dict[str, type[Study]] = {
-    "prune": HeadPruning,
+    "prune": Pruning,
     "pretrain": Pretraining,
     "bench": Bench,
 }
@@ -84,12 +85,28 @@ def parse(words: Sequence[str]) -> Study:
 def _cli(words: Sequence[str]) -> Study:
     import tyro
 
-    return tyro.extras.subcommand_cli_from_dict(
-        dict[str, Any](STUDIES),
+    preset = _preset(words)
+    studies = [
+        Annotated[
+            kind,
+            tyro.conf.subcommand(name, default=with_preset(kind, preset), prefix_name=False),
+        ]
+        for name, kind in STUDIES.items()
+    ]
+    return tyro.cli(
+        Union[tuple(studies)],  # noqa: UP007 (made at run time)
         prog="ablate",
         description="Studies of unmodified Hugging Face models; each runs with no option at all.",
         args=list(words),
     )
+
+
+def _preset(words: Sequence[str]) -> str:
+    """What --preset is given, so that its settings are the defaults of the options beside it."""
+    for word, after in zip(words, [*words[1:], ""], strict=True):
+        if word.startswith("--preset"):
+            return word.partition("=")[2] or after
+    return ""
 
 
 def _unboxed(text: str) -> str:

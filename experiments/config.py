@@ -20,7 +20,7 @@ import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 if TYPE_CHECKING:
     from ablate.hooked import HookedModel
@@ -49,6 +49,9 @@ class RunOptions:
     """Of everything random in the study."""
     runs: Path = Path("runs")
     """Root of the run folders."""
+
+    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """What each value of a field `preset`, where a study has one, sets other fields to."""
 
     def __post_init__(self) -> None:
         """Subclasses that check their own fields call this too."""
@@ -111,12 +114,22 @@ def config_hash(config: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:12]
 
 
+def with_preset(kind: type[Any], preset: str = "") -> Any:
+    """A study with its defaults, but for what `preset` sets, if it knows it."""
+    known = getattr(kind, "PRESETS", {})
+    return kind(preset=preset, **known[preset]) if preset in known else kind()
+
+
 def command_line(name: str, study: Any) -> str:
-    """The command that runs this study: `ablate <name>` and the options that are not defaults."""
+    """The command that runs this study: `ablate <name>`, the preset, and the options that are not
+    its."""
     words = ["ablate", name]
+    usual = with_preset(type(study), preset := getattr(study, "preset", ""))
+    if preset in study.PRESETS:
+        words += ["--preset", preset]
     for field in dataclasses.fields(study):
         value = getattr(study, field.name)
-        if field.name == "runs" or value == _default(field):
+        if field.name in ("runs", "preset") or value == getattr(usual, field.name):
             continue
         option = field.name.replace("_", "-")
         if isinstance(value, bool):
@@ -160,30 +173,36 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _default(field: dataclasses.Field[Any]) -> Any:
-    if field.default_factory is not dataclasses.MISSING:
-        return field.default_factory()
-    return field.default
-
-
 def _inputs(study: Any) -> Iterator[tuple[str, str]]:
     """What the options name, and the fingerprint of its files."""
     for field in dataclasses.fields(study):
         value = getattr(study, field.name)
-        if field.name == "tasks":
-            yield from _task_inputs(tuple(_strings(_plain(value))), study.runs)
+        if field.name in ("tasks", "unseen"):
+            names = tuple(_strings(_plain(value)))
+            if not names and field.name == "tasks":
+                names = _builtin()
+            yield from _task_inputs(names, getattr(study, "data", None), study.runs)
         elif field.metadata.get("input"):
             for name in _strings(_plain(value)):
                 if (path := _local(name)) is not None:
                     yield name, fingerprint(path, besides=study.runs)
 
 
-def _task_inputs(names: tuple[str, ...], runs: Path) -> Iterator[tuple[str, str]]:
-    """Every task asked for (all built-in ones where none is), if its files are here."""
+def _builtin() -> tuple[str, ...]:
+    """The tasks that a study asks when none is named."""
+    from probes.task_names import BUILTIN
+
+    return BUILTIN
+
+
+def _task_inputs(
+    names: tuple[str, ...], data: Path | None, runs: Path
+) -> Iterator[tuple[str, str]]:
+    """Every task asked for, if its files are here."""
     from probes.task_names import BUILTIN, task_sources
 
-    for name in names or BUILTIN:
-        paths = list(task_sources(name))
+    for name in names:
+        paths = list(task_sources(name, data))
         if name not in BUILTIN and Path(name).is_dir():
             paths.append(Path(name))
         if paths:

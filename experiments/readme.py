@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd
 
 from experiments.config import ZOO
-from experiments.prune import HeadPruning
+from experiments.prune.study import Pruning
 from experiments.run_folder import RunFolder, run_study
 
 ROOT = Path(__file__).parent.parent
@@ -96,9 +96,9 @@ def zoo_accuracies(examples: int | None = 400) -> pd.DataFrame:
     from probes.scoring import score_choices
     from probes.tasks import load_tasks
 
-    model = HookedModel.from_pretrained(HeadPruning().model)
+    model = HookedModel.from_pretrained(Pruning().model)
     rows = []
-    for shots in HeadPruning().shots:
+    for shots in Pruning().shots:
         for task in load_tasks(shots=shots, limit=examples):
             frame = score_choices(model, task.examples)
             accuracy, stderr = mean_and_stderr(frame.acc, clusters=frame.group)
@@ -108,14 +108,14 @@ def zoo_accuracies(examples: int | None = 400) -> pd.DataFrame:
 
 def main() -> None:
     """Run the demo (or read its finished run) and put all numbers into the README."""
-    folder, outcome = run_study("prune", HeadPruning())
+    folder, outcome = run_study("prune", Pruning())
     FIGURE.parent.mkdir(exist_ok=True)
     shutil.copy(folder.path / "figures" / "summary.png", FIGURE)
-    record = json.loads((ZOO / HeadPruning().model / "training.json").read_text())
+    record = json.loads((ZOO / Pruning().model / "training.json").read_text())
     readme = ROOT / "README.md"
     text = replaced(readme.read_text(), "demo", demo_block(json.loads(outcome.line(folder.path))))
     text = replaced(text, "zoo", zoo_block(record, zoo_accuracies()))
-    if (bench := newest("bench", HeadPruning().runs)) is not None:
+    if (bench := newest("bench", Pruning().runs)) is not None:
         text = replaced(text, "bench", bench_block(bench))
     readme.write_text(text)
 

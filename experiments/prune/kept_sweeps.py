@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from ablate import Fill, HookedModel, Mask
     from experiments.run_folder import RunFolder
+    from probes.packing import Batch
     from probes.scoring import Prepared
 
 
@@ -27,12 +28,12 @@ def kept_log_likelihoods(
     prepared: Prepared,
     masks: Sequence[Mask],
     *,
-    fill: Literal["zero"] | Fill = "zero",
+    fill: Callable[[Batch], Literal["zero"] | Fill] = lambda batch: "zero",
     tick: Callable[[], object] = lambda: None,
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """What `probes.scoring.log_likelihoods` gives, [mask, choice], with shards under `key`.
 
-    `tick` is called after each batch.
+    `fill` says of each batch what stands in; `tick` is called after each.
     """
     shape = len(masks), prepared.offsets[-1]
     values, greedy = np.full(shape, np.nan), np.zeros(shape, dtype=bool)
@@ -40,7 +41,7 @@ def kept_log_likelihoods(
         shard = folder.partial(f"{key}-{number}")
         if shard is None:
             choices = batch.entry_owner.unique().numpy()
-            shard = _swept(model, prepared, masks, fill, number, choices)
+            shard = _swept(model, prepared, masks, fill(batch), number, choices)
             folder.keep(f"{key}-{number}", shard)
         values[shard["mask"], shard["choice"]] = shard["nats"]
         greedy[shard["mask"], shard["choice"]] = shard["greedy"]

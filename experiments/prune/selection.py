@@ -1,0 +1,156 @@
+"""What do the selection examples say of each component, by gradient and exactly?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from ablate.integrated import integrated_importance
+
+from ablate.components import Component
+from ablate.importance import Importance, answer_importance
+from ablate.masks import Mask
+from experiments.prune.measured import Key
+from experiments.prune.grading import scored
+from experiments.prune.study import EXACT_LIMIT
+
+if TYPE_CHECKING:
+    from ablate import HookedModel
+    from experiments.prune.conditions import Condition
+    from experiments.prune.grading import Fills
+    from experiments.prune.study import Pruning, Unit
+    from experiments.run_folder import RunFolder
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """What was found on selection examples; fields as in `experiments.prune.measured.Measured`."""
+
+    importance: Mapping[Key, Importance]
+    groups: Mapping[Key, tuple[str, ...]]
+    effects: pd.DataFrame
+
+
+def selected(
+    study: Pruning,
+    folder: RunFolder,
+    model: HookedModel,
+    units: Mapping[Unit, tuple[Component, ...]],
+    conditions: Sequence[Condition],
+    fills: Fills,
+    bar: Any,
+) -> Selection:
+    """Importance and, unless there are too many, the exact effect of every component alone."""
+    components = [c for of_unit in units.values() for c in of_unit]
+    importance, groups, effects = {}, {}, []
+    exact = removes_each(study, len(components))
+    for condition in conditions:
+        bar.set_postfix_str(f"{condition.name} selection", refresh=False)
+        # Scoring comes first: it names the document where a loss is not finite.
+        if exact:
+            masks = [Mask(), *(Mask([component]) for component in components)]
+            tables = scored(
+                folder,
+                f"{condition.name}-selection",
+                model,
+                condition.selection,
+                masks,
+                fills(condition),
+                bar,
+            )
+            effects.append(_effects(condition.key, components, [tables[m] for m in masks]))
+        importance[condition.key] = _importance(study, folder, model, condition, components)
+        groups[condition.key] = tuple(f"{e.task} {e.group}" for e in condition.read)
+        bar.update()
+    return Selection(
+        importance, groups, pd.concat(effects, ignore_index=True) if effects else _NO_EFFECTS
+    )
+
+
+def removes_each(study: Pruning, count: int) -> bool:
+    """Whether every component is removed alone."""
+    return study.exact == "yes" or (study.exact == "auto" and count <= EXACT_LIMIT)
+
+
+_NO_EFFECTS = pd.DataFrame(
+    columns=pd.Index(
+        ["task", "shots", "seed", "component", "doc_id", "group", "loss_rise", "score_change"]
+    )
+)
+
+
+def _effects(
+    key: Key, components: Sequence[Component], tables: Sequence[pd.DataFrame]
+) -> pd.DataFrame:
+    """Every example without each component, against itself whole."""
+    whole, *without = tables
+    frames = [
+        pd.DataFrame(
+            {
+                "component": str(component),
+                "doc_id": whole.doc_id,
+                "group": whole.group,
+                "loss_rise": table.loss - whole.loss,
+                "score_change": table.score - whole.score,
+            }
+        )
+        for component, table in zip(components, without, strict=True)
+    ]
+    return pd.concat(frames, ignore_index=True).assign(**key._asdict())
+
+
+def _importance(
+    study: Pruning,
+    folder: RunFolder,
+    model: HookedModel,
+    condition: Condition,
+    components: Sequence[Component],
+) -> Importance:
+    """First-order (or integrated) effects on the right answers, kept."""
+    name = f"{condition.name}-importance"
+    kept = folder.partial(name)
+    if kept is None:
+        readings = condition.readings(model)
+        if study.integrated:
+            found = integrated_importance(
+                model, readings, steps=study.integrated, components=components
+            )
+        else:
+            found = answer_importance(
+                model, readings, components=components, checkpointing=study.checkpointing
+            )
+        kept = _written(found)
+        folder.keep(name, kept)
+    return _read(kept, components)
+
+
+def _written(importance: Importance) -> pd.DataFrame:
+    """A row an example and component."""
+    examples, components = importance.gate.shape
+    assert importance.tokens is not None
+    assert importance.predictions is not None
+    return pd.DataFrame(
+        {
+            "gate": importance.gate.numpy().ravel(),
+            "token": importance.token.numpy().ravel(),
+            "tokens": np.repeat(importance.tokens.numpy(), components),
+            "predictions": np.repeat(importance.predictions.numpy(), components),
+        }
+    ).assign(example=np.repeat(np.arange(examples), components))
+
+
+def _read(kept: pd.DataFrame, components: Sequence[Component]) -> Importance:
+    def column(name: str) -> torch.Tensor:
+        return torch.from_numpy(kept[name].to_numpy().reshape(-1, len(components)).copy())
+
+    return Importance(
+        tuple(components),
+        column("gate"),
+        column("token"),
+        column("tokens")[:, 0],
+        column("predictions")[:, 0],
+    )
