@@ -4,7 +4,10 @@
 
 L(e) is the mean of −log p over the predictions read from example e, a row of a batch. This is the
 oracle that gradient importance estimates (Bansal et al. 2023, eq. 7, with the loss for P): exact,
-signed, with interactions between components left out, since each goes alone.
+signed, with interactions between components left out, since each goes alone. With a `base` mask B
+the model without B takes the place of the whole one:
+
+    effect(c, e) = L(e; without B ∪ {c}) − L(e; without B)
 """
 
 from __future__ import annotations
@@ -34,8 +37,8 @@ class LeaveOneOut:
 
     Attributes:
         components: the columns.
-        whole: [example].
-        without: [example, component].
+        whole: [example]; without the base mask, if there was one.
+        without: [example, component]; without the base mask and the component.
     """
 
     components: tuple[Component, ...]
@@ -77,16 +80,21 @@ def leave_one_out(
     readings: Iterable[Reading],
     *,
     components: Sequence[Component] | None = None,
+    base: Mask = Mask(),  # noqa: B008  a frozen value
     fill: Literal["zero"] | Fill = "zero",
     memory: int | None = None,
 ) -> LeaveOneOut:
     """Every component (or those given) removed alone, exactly, in one sweep.
 
+    What is in `base` is removed all along; its components have no effect left, so they are left out
+    of the default and refused in a list.
+
     The examples are the rows of `readings`, in order. Raises what `sweep` raises, and ValueError
-    for a row of which nothing is read and for a loss that is not finite.
+    for no components, a component that is in `base`, a row of which nothing is read, and a loss
+    that is not finite.
     """
-    chosen = tuple(model.components if components is None else components)
-    masks = [Mask(), *(Mask([component]) for component in chosen)]
+    chosen = _chosen(model, components, base)
+    masks = [base, *(base | Mask([component]) for component in chosen)]
     readings = list(readings)
     losses = []
     for number, (reading, swept) in enumerate(
@@ -112,3 +120,22 @@ def leave_one_out(
         raise ValueError("leave-one-out over no readings asked for: give at least one")
     table = torch.cat(losses)
     return LeaveOneOut(chosen, table[:, 0], table[:, 1:])
+
+
+def _chosen(
+    model: HookedModel, components: Sequence[Component] | None, base: Mask
+) -> tuple[Component, ...]:
+    """Those given, or all; in either case not what `base` removes."""
+    gone = model.expand(base)
+    if components is None:
+        components = [c for c in model.components if c not in gone]
+    for component in components:
+        if model.expand(Mask([component])) <= gone:
+            raise ValueError(
+                f"the effect of {component} asked for, which the base mask removes already: "
+                "leave it out of one of them"
+            )
+    if not components:
+        left = " beside the base mask" if base else ""
+        raise ValueError(f"leave-one-out of no components{left} asked for: give at least one")
+    return tuple(components)

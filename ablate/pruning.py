@@ -1,9 +1,14 @@
 """In what order do components go, and how far can it go before something is lost?
 
-A ranking is a tuple of components, least important first. Removing a share f of N components
-removes the first ⌊f·N⌋ of them (Bansal et al. 2023, §4.3), so the masks of one ranking are
-nested. Beside every ranking that claims to know something stand two that do not: a random order,
-and the size of the weights.
+A ranking is a tuple of components, least important first. A share f of N components goes by quota:
+
+    global   the first ⌊f·N⌋ of all (Bansal et al. 2023, §4.3)
+    layer    of the N_l heads of every layer l, the first ⌊f·N_l⌋; groups of heads alike
+
+Either way the masks of one ranking are nested. A global quota may empty a layer of its heads early;
+a layer quota never does before f = 1, and removes fewer in all: each layer rounds down. Beside
+every ranking that claims to know something stand two that do not: a random order, and the size of
+the weights.
 """
 
 from __future__ import annotations
@@ -11,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from accelerate.utils import align_module_device
@@ -25,6 +30,7 @@ if TYPE_CHECKING:
     from ablate.hooked import HookedModel
 
 Ranking = tuple[Component, ...]
+Quota = Literal["global", "layer"]
 
 
 def ranked(scores: Mapping[Component, float]) -> Ranking:
@@ -71,9 +77,34 @@ def _is_input_first(module: torch.nn.Module) -> bool:
     return isinstance(module, Conv1D)
 
 
-def nested_masks(ranking: Ranking, fractions: Sequence[float]) -> list[Mask]:
-    """The mask of the first ⌊f·N⌋ components for every f. ValueError for f outside [0, 1]."""
-    return [Mask(ranking[: removed_count(len(ranking), fraction)]) for fraction in fractions]
+def nested_masks(
+    ranking: Ranking, fractions: Sequence[float], *, quota: Quota = "global"
+) -> list[Mask]:
+    """The mask of what goes at every share f, by quota.
+
+    A layer is one of a stack (a decoder's self-attention is apart from its cross-attention), and
+    kinds of components are counted apart.
+
+    Raises ValueError for f outside [0, 1], and for a layer quota of components that stand alone in
+    their layers (FFNs, mixers): none would go before f = 1.
+    """
+    if quota not in ("global", "layer"):
+        raise ValueError(f"no quota {quota!r}: use 'global' or 'layer'")
+    if quota == "global":
+        return [Mask(ranking[: removed_count(len(ranking), fraction)]) for fraction in fractions]
+    layers: dict[tuple[str, int, type], list[Component]] = {}
+    for component in ranking:
+        key = component.stack, component.layer, type(component)
+        layers.setdefault(key, []).append(component)
+    if len(layers) > 1 and len(layers) == len(ranking):
+        raise ValueError(
+            f"a layer quota of {len(ranking)} components, each alone in its layer: none would go "
+            "before all; use the global quota"
+        )
+    return [
+        Mask(c for of in layers.values() for c in of[: removed_count(len(of), fraction)])
+        for fraction in fractions
+    ]
 
 
 def removed_count(components: int, fraction: float) -> int:

@@ -130,11 +130,13 @@ def sweep(
         memory: bytes that may be allocated beyond the model and its recorded forward; None for
             half of what is free now. At least one row goes through a block at a time.
 
-    Raises ValueError for no masks, a component the model lacks, a model in training mode, a
-    position outside its row, and a model that cannot be run in parts.
+    Raises ValueError for no masks, no memory, a component the model lacks, a model in training
+    mode, a position outside its row, and a model that cannot be run in parts.
     """
     if not masks:
         raise ValueError("a sweep over no masks asked for: give at least one, such as Mask()")
+    if memory is not None and memory <= 0:
+        raise ValueError(f"a sweep in {memory} bytes asked for: give 1 or more, or None to measure")
     if any(module.training for module in model.model.modules()):
         raise ValueError("a sweep of a model in training mode asked for: call .eval() first")
     if isinstance(fill, str) and fill != "zero":

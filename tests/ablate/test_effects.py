@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ablate.components import FFN, Head
+from ablate.components import FFN, Component, Head, KVGroup, Mixer
 from ablate.effects import leave_one_out
 from ablate.fills import mean_fill
 from ablate.hooked import HookedModel
@@ -79,6 +79,46 @@ def test_components_and_fill_are_handed_on() -> None:
     )
 
 
+BASES: dict[str, list[Component]] = {
+    "opt": [Head(0, 1), FFN(1), Head(2, 0)],
+    "llama": [KVGroup(0, 1), FFN(0)],
+    "t5": [Head(0, 2, "encoder"), FFN(1, "decoder"), Head(1, 0, "cross")],
+    "mamba": [Mixer(0)],
+}
+
+
+@pytest.mark.parametrize("family", BASES)
+def test_what_the_base_removes_is_gone_all_along(family: str) -> None:
+    model = HookedModel(tiny(family))
+    base = Mask(BASES[family])
+    reading = few(padded(model.model, "none"))
+    found = leave_one_out(model, [reading], base=base)
+    assert found.components == tuple(c for c in model.components if c not in model.expand(base))
+    masks = [base, *(base | Mask([component]) for component in found.components)]
+    log_p, _ = read_off(logits_under(model, masks, reading), reading)
+    for row in range(3):
+        loss = -log_p[:, reading.positions[:, 0] == row].mean(1).double()
+        assert found.whole[row] == pytest.approx(float(loss[0]), abs=1e-5)
+        torch.testing.assert_close(found.without[row], loss[1:], rtol=0, atol=1e-5)
+    assert not torch.allclose(found.whole, leave_one_out(model, [reading]).whole)
+
+
+def test_what_is_gone_already_is_refused_and_half_a_group_is_not() -> None:
+    model = HookedModel(tiny("llama"))
+    readings = [few(padded(model.model, "none"))]
+    for base, component in [
+        (Mask([FFN(1)]), FFN(1)),
+        (Mask([KVGroup(0, 1)]), Head(0, 3)),
+        (Mask([Head(0, 2), Head(0, 3)]), KVGroup(0, 1)),
+    ]:
+        with pytest.raises(ValueError, match=f"effect of {component} asked for, which the base"):
+            leave_one_out(model, readings, components=[Head(1, 0), component], base=base)
+    half = leave_one_out(model, readings, components=[KVGroup(0, 1)], base=Mask([Head(0, 2)]))
+    both = leave_one_out(model, readings, components=[KVGroup(0, 1)])
+    assert torch.equal(half.without, both.without)
+    assert not torch.equal(half.whole, both.whole)
+
+
 def test_the_frame_is_tidy() -> None:
     model = HookedModel(tiny("bart"))
     found = leave_one_out(model, [few(padded(model.model, "none"))])
@@ -112,6 +152,15 @@ def test_what_has_no_loss_is_refused() -> None:
             leave_one_out(model, [reading, part])
     with pytest.raises(ValueError, match="no head L7H0"):
         leave_one_out(model, [reading], components=[Head(7, 0)])
+    with pytest.raises(ValueError, match="no head L7H0"):
+        leave_one_out(model, [reading], base=Mask([Head(7, 0)]))
+    with pytest.raises(ValueError, match="leave-one-out of no components asked for"):
+        leave_one_out(model, [reading], components=[])
+    with pytest.raises(ValueError, match="no components beside the base mask asked for"):
+        leave_one_out(model, [reading], base=Mask(model.components))
+    for memory in (0, -1):
+        with pytest.raises(ValueError, match=f"a sweep in {memory} bytes asked for"):
+            leave_one_out(model, [reading], memory=memory)
 
 
 def test_rows_of_the_decoder_count_not_those_of_the_encoder() -> None:

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ablate import Head, HookedModel, Mask
+from ablate import FFN, Head, HookedModel, Mask, Mixer
 from ablate.pruning import (
     nested_masks,
     random_ranking,
@@ -50,6 +50,54 @@ def test_masks_of_a_ranking_are_nested():
     assert masks[1] == Mask(ranking[:3])
     with pytest.raises(ValueError, match=r"share 1.2"):
         nested_masks(ranking, [1.2])
+
+
+def test_a_layer_quota_takes_its_share_of_every_layer():
+    # All of layer 0 is ranked below all of layer 1: a global quota empties it first.
+    ranking = (*HEADS[4::-1], *HEADS[5:])
+    half, most, all_of_them = nested_masks(ranking, [0.5, 0.99, 1.0], quota="layer")
+    assert half == Mask.parse("L0H4,L0H3,L1H0,L1H1")  # ⌊2.5⌋ of each five
+    assert sorted(c.layer for c in most) == [0] * 4 + [1] * 4
+    assert all_of_them == Mask(HEADS)
+    assert nested_masks(ranking, [0.5]) == [Mask(HEADS[:5])]
+
+
+@given(
+    st.dictionaries(
+        st.tuples(st.sampled_from(["encoder", "decoder", "cross"]), st.integers(0, 3)),
+        st.integers(2, 6),
+        min_size=1,
+    ),
+    st.lists(st.integers(0, 100), min_size=2).map(sorted),
+    st.integers(0, 99),
+)
+def test_layer_quotas_against_a_plain_count(sizes, percents: list[int], seed: int):
+    heads = [Head(layer, i, stack) for (stack, layer), n in sizes.items() for i in range(n)]
+    ranking = random_ranking(heads, torch.Generator().manual_seed(seed))
+    masks = nested_masks(ranking, [percent / 100 for percent in percents], quota="layer")
+    assert all(a <= b for a, b in zip(masks, masks[1:], strict=False))
+    for percent, mask in zip(percents, masks, strict=True):
+        for (stack, layer), n in sizes.items():
+            of = [c for c in ranking if (c.stack, c.layer) == (stack, layer)]
+            gone = [c for c in of if c in mask]
+            assert gone == of[: percent * n // 100]
+            assert percent == 100 or len(gone) < n
+
+
+def test_a_layer_quota_counts_kinds_apart_and_refuses_the_lonely():
+    mixed = (*HEADS, FFN(0), FFN(1))
+    (most,) = nested_masks(mixed, [0.9], quota="layer")
+    assert sorted(map(str, most)) == [f"L{layer}H{i}" for layer in (0, 1) for i in range(4)]
+    for lonely in ((FFN(0), FFN(1)), (Mixer(0), Mixer(1))):
+        with pytest.raises(ValueError, match="2 components, each alone in its layer"):
+            nested_masks(lonely, [0.5], quota="layer")
+    assert nested_masks((FFN(0),), [1.0], quota="layer") == [Mask([FFN(0)])]
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_an_unknown_quota_is_refused():
+    with pytest.raises(ValueError, match="no quota 'head'"):
+        nested_masks(HEADS, [0.5], quota="head")
 
 
 def test_random_rankings_are_seeded_permutations():
