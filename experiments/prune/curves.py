@@ -1,133 +1,280 @@
 """How does accuracy fall as components go, how many can go, and how sure are both?
 
-Input is one row per (task, shots, ranking, seed, removed, example): right or wrong. The average
-gives every task and shot count the same weight. Intervals come from a bootstrap that resamples
-groups of examples that share a text (within each task, the same groups for all shots, rankings
-and steps), so that differences are paired: the same examples are scored with and without a head.
+A curve is the average over tasks and shot counts of one unit's components removed in one ranking's
+order. How many can go: the largest number removed before the average first falls by more than a
+tolerance. Two rankings differ by the mean over the steps of the difference of their curves. The
+grid is the same for heads and FFNs together. All replicates are those of `experiments.prune.cells`:
+what is compared is paired.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
-from ablate.pruning import removable
+from experiments.prune.cells import Average, Cells, Values, spread, tails
+from experiments.prune.measured import GRID, WHOLE
+from experiments.statistics import holm
 
-RESAMPLES = 2000
-LEVEL = 0.95
-
-
-@dataclass(frozen=True)
-class Curve:
-    """Average accuracy of one ranking (and seed) at each number of removed components.
-
-    Attributes:
-        removed: counts, ascending from 0; [step].
-        mean: average accuracy; [step].
-        resampled: the same under each bootstrap resample; [resample, step].
-    """
-
-    ranking: str
-    seed: int
-    removed: NDArray[np.int64]
-    mean: NDArray[np.float64]
-    resampled: NDArray[np.float64]
-
-    def removable(self, tolerance: float) -> Count:
-        """How many can go before accuracy first falls more than `tolerance`, with its interval."""
-        counts = [int(c) for c in self.removed]
-        draws = [removable(counts, list(row), tolerance=tolerance) for row in self.resampled]
-        low, high = np.quantile(draws, _tails(), method="inverted_cdf")
-        best = removable(counts, list(self.mean), tolerance=tolerance)
-        return Count(best, int(low), int(high))
-
-    def frame(self, total: int) -> pd.DataFrame:
-        """Rows: ranking, seed, removed, fraction, value, stderr, low, high."""
-        low, high = np.quantile(self.resampled, _tails(), axis=0)
-        return pd.DataFrame(
-            {
-                "ranking": self.ranking,
-                "seed": self.seed,
-                "removed": self.removed,
-                "fraction": self.removed / total,
-                "value": self.mean,
-                "stderr": self.resampled.std(axis=0, ddof=1),
-                "low": low,
-                "high": high,
-            }
-        )
+RANDOM = "random"
+ORDER = (
+    "importance",
+    "aggregate",
+    "aggregate (rank)",
+    "aggregate (z)",
+    "others",
+    "highest partner",
+    "lowest partner",
+    "exact",
+    "re-scored",
+    "greedy",
+    "weights",
+    "activations",
+    "prefix matching",
+    "copying",
+)
+"""Rankings as tables and figures list them; those of files come after, random last."""
 
 
 class Count(NamedTuple):
-    """A number of components and the ends of its interval."""
+    """How many components can go, and the ends of the interval; nan where there is none."""
 
     best: int
-    low: int
-    high: int
+    low: float
+    high: float
 
 
-def average_curves(examples: pd.DataFrame, generator: np.random.Generator) -> list[Curve]:
-    """The average curve of every (ranking, seed) in `examples`.
+class Contrast(NamedTuple):
+    """How much higher one curve is than another on average, and whether that may be chance."""
 
-    Columns used: task, shots, ranking, seed, removed, group, doc_id, acc. Rows of the ranking
-    ``whole`` (nothing removed) start every curve. All curves share their resamples.
+    value: float
+    stderr: float
+    low: float
+    high: float
+    p: float
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """Average score of one unit and ranking at each number of removed components.
+
+    Attributes:
+        total: components of the unit.
+        average: the first step is the whole model.
     """
-    whole = examples.loc[examples.ranking == "whole"]
-    tables: dict[tuple[str, int], list[tuple[NDArray[np.float64], NDArray[np.int64]]]] = {}
-    counts: dict[tuple[str, int], NDArray[np.int64]] = {}
-    pairs = examples.loc[examples.ranking != "whole"].groupby(["ranking", "seed"], sort=False)
-    for pair, rows in pairs:
-        ranking, seed = cast("tuple[str, int]", pair)
-        key = (str(ranking), int(seed))
-        for _, of_task in pd.concat([whole, rows]).groupby("task", sort=True):
-            wide = of_task.pivot_table(
-                index=["group", "doc_id"], columns=["removed", "shots"], values="acc"
-            )
-            # Shots are averaged per example: [doc, step].
-            steps = wide.T.groupby(level="removed").mean().T
-            groups = pd.factorize(steps.index.get_level_values("group"))[0]
-            tables.setdefault(key, []).append((steps.to_numpy(), groups))
-            counts[key] = steps.columns.to_numpy(dtype=np.int64)
-    draws = _resamples([groups for _, groups in next(iter(tables.values()))], generator)
-    curves = []
-    for key, of_tasks in tables.items():
-        mean = np.mean([table.mean(axis=0) for table, _ in of_tasks], axis=0)
-        resampled = np.mean(
-            [
-                _weighted_means(table, groups, weights)
-                for (table, groups), weights in zip(of_tasks, draws, strict=True)
-            ],
-            axis=0,
+
+    unit: str
+    ranking: str
+    total: int
+    average: Average
+
+    @property
+    def removed(self) -> list[int]:
+        """Numbers removed, ascending from 0; [step]."""
+        return [removed for removed, _ in self.average.steps]
+
+    def removable(self, tolerance: float) -> Count:
+        """How many can go before the score first falls more than `tolerance`, with its interval."""
+        best = int(self._safe(self.average.value[None], tolerance)[0])
+        if not len(self.average.resampled):
+            return Count(best, np.nan, np.nan)
+        counts = self._safe(self.average.resampled, tolerance)
+        low, high = np.quantile(counts, tails(), method="inverted_cdf")
+        return Count(best, float(low), float(high))
+
+    def frame(self) -> pd.DataFrame:
+        """Rows: unit, ranking, removed, fraction, value, stderr, low, high, seeds."""
+        steps = zip(self.removed, self.average.value, self.average.spreads, strict=True)
+        rows = [(n, n / self.total, value, *around) for n, value, around in steps]
+        names = ["removed", "fraction", "value", "stderr", "low", "high"]
+        frame = pd.DataFrame(rows, columns=pd.Index(names))
+        frame.insert(0, "ranking", self.ranking)
+        frame.insert(0, "unit", self.unit)
+        return frame.assign(seeds=len(self.average.seeds))
+
+    def _safe(self, values: Values, tolerance: float) -> Values:
+        """`ablate.pruning.removable` of every row."""
+        # As there: forgive the rounding of means of 0s and 1s, not a point.
+        fell = values[:, :1] - values > tolerance + 1e-9
+        steps = np.where(fell.any(axis=1), fell.argmax(axis=1), values.shape[1]) - 1
+        return np.array(self.removed)[steps]
+
+
+def curve_of(
+    cells: Cells,
+    unit: str,
+    ranking: str,
+    total: int,
+    conditions: Iterable[tuple[str, int]] | None = None,
+) -> Curve | None:
+    """The curve of a ranking over `conditions` (all that it has, if None); None if it has none."""
+    keys = cells.keys
+    rows = keys.loc[(keys["unit"] == unit) & (keys["ranking"] == ranking)]
+    wanted = set(_conditions(rows)) & set(_conditions(rows) if conditions is None else conditions)
+    rows = _within(rows, wanted)
+    average = cells.average(pd.concat([_starts(keys, rows), rows]))
+    if average is None or len(average.steps) < 2 or average.steps[0] != (0, 0):
+        return None
+    return Curve(unit, ranking, total, average)
+
+
+def curves(
+    cells: Cells,
+    totals: Mapping[str, int],
+    conditions: Iterable[tuple[str, int]] | None = None,
+    rankings: Sequence[str] | None = None,
+) -> list[Curve]:
+    """The curve of every ranking of every unit in `totals` (its number of components)."""
+    wanted = None if conditions is None else list(conditions)
+    found = []
+    for unit, total in totals.items():
+        names = rankings_of(cells, unit)
+        for ranking in names if rankings is None else [r for r in rankings if r in names]:
+            curve = curve_of(cells, unit, ranking, total, wanted)
+            found += [] if curve is None else [curve]
+    return found
+
+
+def rankings_of(cells: Cells, unit: str) -> list[str]:
+    """The rankings by which components of a unit go: known ones in `ORDER`, others, random."""
+    names = set(map(str, cells.keys.loc[cells.keys["unit"] == unit, "ranking"]))
+    known = [name for name in ORDER if name in names]
+    return [*known, *sorted(names - {*ORDER, RANDOM}), *sorted(names & {RANDOM})]
+
+
+def contrast(one: Curve, other: Curve, between: tuple[float, float] = (0.0, 1.0)) -> Contrast:
+    """Mean of `one` − `other` over the common steps with a share above 0 and within `between`.
+
+    p is that of the replicates: twice the smaller share on either side of 0, at most 1. All nan
+    without a common step.
+    """
+    shared = [
+        step
+        for step in one.average.steps
+        if step in other.average.steps
+        and step[0] > 0
+        and between[0] - 1e-9 <= step[0] / one.total <= between[1] + 1e-9
+    ]
+    if not shared:
+        return Contrast(*[np.nan] * 5)
+    value = _over(one, shared, one.average.value[None])[0]
+    value -= _over(other, shared, other.average.value[None])[0]
+    if not len(one.average.resampled) or not len(other.average.resampled):
+        return Contrast(float(value), *[np.nan] * 4)
+    draws = _over(one, shared, one.average.resampled) - _over(
+        other, shared, other.average.resampled
+    )
+    return Contrast(float(value), *spread(draws), p_of(draws))
+
+
+def p_of(draws: Values) -> float:
+    """Two-sided p of replicates against 0: never 0 itself, 1 where all are 0, nan without any."""
+    present = draws[np.isfinite(draws)]
+    if present.size < 2:
+        return np.nan
+    below, above = (present < 1e-12).sum(), (present > -1e-12).sum()
+    if np.ptp(present) < 1e-12:
+        return 1.0 if below and above else np.nan
+    return float(min(1.0, 2 * (1 + min(below, above)) / (1 + present.size)))
+
+
+def contrasts(cells: Cells, unit: str, total: int, against: str = RANDOM) -> pd.DataFrame:
+    """Every ranking of a unit against one of them, over the conditions that both have.
+
+    Columns: unit, ranking, against, value, stderr, low, high, p, p_holm.
+    """
+    rows = []
+    for ranking in rankings_of(cells, unit):
+        pair = curve_of(cells, unit, ranking, total), curve_of(cells, unit, against, total)
+        if ranking == against or pair[0] is None or pair[1] is None:
+            continue
+        both = set(pair[0].average.conditions) & set(pair[1].average.conditions)
+        one, other = (curve_of(cells, unit, name, total, both) for name in (ranking, against))
+        if one is not None and other is not None:
+            rows.append((unit, ranking, against, *contrast(one, other)))
+    names = ["unit", "ranking", "against", "value", "stderr", "low", "high", "p"]
+    frame = pd.DataFrame(rows, columns=pd.Index(names))
+    return frame.assign(p_holm=holm_of(frame["p"].to_numpy(np.float64)))
+
+
+def holm_of(p: Values) -> Values:
+    """Holm's p-values of the tests that could be made; nan stays nan."""
+    adjusted = np.full(len(p), np.nan)
+    made = np.isfinite(p)
+    if made.any():
+        adjusted[made] = holm(p[made])
+    return adjusted
+
+
+def grid(
+    cells: Cells,
+    heads: int,
+    ffns: int,
+    conditions: Iterable[tuple[str, int]] | None = None,
+) -> pd.DataFrame:
+    """Mean change of the score, against the whole model, with h heads and f FFNs removed.
+
+    Cells with one of the two at 0 are taken from that unit's own curve where the grid has none.
+    Columns: ranking, removed, ffns, fraction, ffns_fraction, value, stderr, low, high.
+    """
+    keys = cells.keys
+    tables = []
+    for ranking in rankings_of(cells, GRID):
+        rows = keys.loc[(keys["unit"] == GRID) & (keys["ranking"] == ranking)]
+        wanted = set(_conditions(rows))
+        wanted &= wanted if conditions is None else set(conditions)
+        own = {name: sorted(set(rows[name]) | {0}) for name in ("removed", "ffns")}
+        edges = [
+            keys.loc[(keys["unit"] == "heads") & (keys["ranking"] == ranking)],
+            keys.loc[(keys["unit"] == "ffns") & (keys["ranking"] == ranking)].assign(
+                ffns=lambda edge: edge["removed"].where(edge["ffns"] == 0, edge["ffns"]), removed=0
+            ),
+        ]
+        every = pd.concat([rows, _starts(keys, rows), *edges])
+        every = every.loc[every["removed"].isin(own["removed"]) & every["ffns"].isin(own["ffns"])]
+        every = every.drop_duplicates(["task", "shots", "seed", "removed", "ffns"])
+        average = cells.average(_within(every, wanted))
+        if average is None or (0, 0) not in average.steps:
+            continue
+        start = average.steps.index((0, 0))
+        value = average.value - average.value[start]
+        changes = average.resampled - average.resampled[:, [start]]
+        frame = pd.DataFrame(list(average.steps), columns=pd.Index(["removed", "ffns"]))
+        spreads = pd.DataFrame(
+            [spread(c) for c in changes.T], columns=pd.Index(["stderr", "low", "high"])
         )
-        curves.append(Curve(*key, counts[key], mean, resampled))
-    return curves
-
-
-def _resamples(
-    groups_of_tasks: Sequence[NDArray[np.int64]], generator: np.random.Generator
-) -> list[NDArray[np.float64]]:
-    """How often each group is drawn in each resample, task by task: [resample, group]."""
-    weights = []
-    for groups in groups_of_tasks:
-        count = int(groups.max()) + 1
-        weights.append(
-            generator.multinomial(count, np.full(count, 1 / count), size=RESAMPLES).astype(float)
+        frame = frame.assign(
+            ranking=ranking,
+            fraction=frame["removed"] / heads,
+            ffns_fraction=frame["ffns"] / ffns,
+            value=value,
         )
-    return weights
+        tables.append(pd.concat([frame, spreads], axis=1))
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
-def _weighted_means(
-    table: NDArray[np.float64], groups: NDArray[np.int64], weights: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Mean over examples when group g counts weights[:, g] times: [resample, step]."""
-    by_example = weights[:, groups]
-    return by_example @ table / by_example.sum(axis=1, keepdims=True)
+def _over(curve: Curve, steps: Sequence[tuple[int, int]], values: Values) -> Values:
+    """Mean over some steps of each row."""
+    places = [curve.average.steps.index(step) for step in steps]
+    return values[:, places].mean(axis=1)
 
 
-def _tails() -> tuple[float, float]:
-    return (1 - LEVEL) / 2, (1 + LEVEL) / 2
+def _starts(keys: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
+    """The whole model's cells in the conditions and seeds of some rows."""
+    whole = keys.loc[keys["unit"] == WHOLE]
+    return whole.merge(rows[["task", "shots", "seed"]].drop_duplicates())
+
+
+def _conditions(rows: pd.DataFrame) -> list[tuple[str, int]]:
+    pairs = rows[["task", "shots"]].drop_duplicates().itertuples(index=False)
+    return [(str(task), int(shots)) for task, shots in pairs]
+
+
+def _within(rows: pd.DataFrame, conditions: set[tuple[str, int]]) -> pd.DataFrame:
+    """The rows of some conditions."""
+    pairs = zip(rows["task"], rows["shots"], strict=True)
+    return rows.loc[[(str(task), int(shots)) in conditions for task, shots in pairs]]

@@ -1,262 +1,273 @@
-"""What do the rows of a pruning run say, and how surely?
+"""What did a pruning run find, in numbers and in one sentence?
 
-From one row per example and ablation to average curves with bootstrap bands, the number of heads
-that can go, the price of each head alone, and the sentence that goes on the last line of stdout.
+`findings_of` turns what was measured into tables: `experiments.prune.tables` has those of the
+reporting examples, `experiments.prune.scores` those of the selection examples. The sentence on the
+last line of stdout speaks of the first unit that was pruned, and shortly of the others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from experiments.removal_curves import Count, average_curves
+from experiments.agreement import across_shots, partners
+from experiments.prune import scores, tables
+from experiments.prune.cells import cells_of
+from experiments.prune.curves import RANDOM
+from experiments.prune.measured import WHOLE, Measured
 from experiments.run_folder import Outcome
-from experiments.statistics import holm, mean_and_stderr, paired_permutation_test
 
 if TYPE_CHECKING:
-    from ablate import Head, HookedModel
-    from experiments.prune import HeadPruning
+    from experiments.prune.study import Pruning
 
-CONDITION = ["task", "shots"]
+NAMES = {"heads": "heads", "groups": "key/value groups", "ffns": "FFNs", "mixers": "mixers"}
+"""How a unit is written."""
+ORDERS = {
+    "importance": "each task's and shot count's own order",
+    "aggregate": "one order for all tasks at a shot count",
+}
+"""How some rankings are written in a sentence."""
 
 
 @dataclass(frozen=True, eq=False)
 class Findings:
-    """Everything the figures, the tables and the headline of a run are made of.
+    """What figures, tables, page and headline are made of; a table of nothing is empty.
 
     Attributes:
-        importance: task, shots, layer, head, convention, value, stderr.
-        average: ranking, seed, removed, fraction, value, stderr, low, high; tasks and shots
-            averaged with equal weight.
-        by_task: the same for each task and shot count, without an interval.
-        alone: layer, head, value (mean change of accuracy, selection examples), stderr.
-        removable: ranking, heads, low and high: the 95 % interval's ends, or, for the mean of the
-            random orders, the range over their seeds.
-        critical: the most costly heads on reporting examples, in points, with Holm's p.
-        baseline: accuracy of the whole model by task and shots.
-        examples: one row per example and ablation.
+        totals: components by unit, in the order measured.
+        curves: `tables.average_table`: scores as components go.
+        removable, contrasts, transfer, baseline, alone, grid: the others of `tables`.
+        importance, exact, fidelity, agreement, layers, thirds, capacity, induction: of `scores`.
+        partners, across_shots: `experiments.agreement` of `agreement`, unit by unit.
+        partners_used: `Measured.partners`: those whose rankings were used.
     """
 
-    study: HeadPruning
+    study: Pruning
+    totals: Mapping[str, int]
     tasks: tuple[str, ...]
+    shots: tuple[int, ...]
+    seeds: tuple[int, ...]
     chances: Mapping[str, float]
     truncated: int
-    importance: pd.DataFrame
-    average: pd.DataFrame
-    by_task: pd.DataFrame
-    alone: pd.DataFrame
+    curves: pd.DataFrame
     removable: pd.DataFrame
-    critical: pd.DataFrame
+    contrasts: pd.DataFrame
+    transfer: pd.DataFrame
     baseline: pd.DataFrame
-    examples: pd.DataFrame
-    heads: int
+    alone: pd.DataFrame
+    grid: pd.DataFrame
+    importance: pd.DataFrame
+    exact: pd.DataFrame
+    fidelity: pd.DataFrame
+    agreement: pd.DataFrame
+    partners: pd.DataFrame
+    partners_used: pd.DataFrame
+    across_shots: pd.DataFrame
+    layers: pd.DataFrame
+    thirds: pd.DataFrame
+    capacity: pd.DataFrame
+    induction: pd.DataFrame
+    induction_scores: pd.DataFrame
 
     @property
     def chance(self) -> float:
-        """Accuracy of blind guesses, averaged over tasks."""
-        return sum(self.chances.values()) / len(self.chances)
+        """Score of blind guesses, averaged over tasks."""
+        known = [self.chances[task] for task in self.tasks if task in self.chances]
+        return sum(known) / len(known) if known else math.nan
+
+    @property
+    def units(self) -> list[str]:
+        """Units that some ranking removed, in the order measured."""
+        pruned = set(self.removable["unit"])
+        return [unit for unit in self.totals if unit in pruned]
 
     @property
     def outcome(self) -> Outcome:
         """The headline, and its numbers for machines."""
-        rows = self.removable.set_index("ranking")
-        known, random = rows.loc["importance"], rows.loc["random (mean)"]
-        critical = ", ".join(
-            f"{row['component']} ({_signed(row['points'])} ± {1.96 * row['stderr']:.1f} points)"
-            for row in self.critical.to_dict("records")
-        )
-        headline = (
-            f"{int(known.heads)} of {self.heads} heads can go, by each task's and shot count's own "
-            "order, before the average accuracy falls by more than "
-            f"{100 * self.study.tolerance:g} points (95 % interval {int(known.low)}–"
-            f"{int(known.high)}; random orders {random.heads:.0f}); removing one alone costs most "
-            f"for {critical}"
-        )
-        extra = {
-            "heads": self.heads,
-            "removable": int(known.heads),
-            "removable_interval": [int(known.low), int(known.high)],
-            "removable_random": float(random.heads),
-            "critical": [str(c) for c in self.critical.component],
-            "truncated_prompts": self.truncated,
-        }
-        return Outcome(headline, extra)
-
-    @property
-    def sentences(self) -> Sequence[str]:
-        """The findings of the report."""
-        rows = self.removable.set_index("ranking")
-        return [
-            f"{name} order: {row.heads:.3g} of {self.heads} heads can go "
-            f"({'range over seeds' if row.seed < 0 else '95 % interval'} "
-            f"{row.low:g}–{row.high:g})."
-            for name, row in rows.iterrows()
-        ] + [
-            f"{row['component']} alone: {_signed(row['points'])} points on reporting examples "
-            f"(standard error {row['stderr']:.1f}, Holm-adjusted p = {row['p']:.2g})."
-            for row in self.critical.to_dict("records")
-        ]
+        extra: dict[str, Any] = {}
+        if "heads" in self.units:
+            extra |= {"heads": self.totals["heads"], **self._numbers("heads")}
+        others = [unit for unit in self.units if unit != "heads"]
+        if others:
+            extra["units"] = {
+                unit: {"components": self.totals[unit], **self._numbers(unit)} for unit in others
+            }
+        return Outcome(self._headline(), {**extra, "truncated_prompts": self.truncated})
 
     @property
     def metrics(self) -> pd.DataFrame:
-        """All tidy rows of the run: keys, metric, value, stderr; `part` says what a row is of."""
+        """All tidy rows of the run: `part` says what a row is of."""
+        by_value = {
+            "importance": (self.importance, "importance"),
+            "curve": (self.curves, "score"),
+            "removable": (self.removable, "components"),
+            "contrast": (self.contrasts, "score_difference"),
+            "transfer": (self.transfer, "score_difference"),
+            "baseline": (self.baseline, "score"),
+            "alone": (self.alone, "score_change"),
+            "grid": (self.grid, "score_change"),
+            "fidelity": (self.fidelity, "spearman"),
+            "layer": (self.layers, "importance"),
+            "third": (self.thirds, "share_of_top"),
+            "capacity": (self.capacity, "share_left"),
+        }
         parts = [
-            self.importance.assign(part="importance"),
-            self.average.assign(part="average", metric="acc"),
-            self.by_task.assign(part="curve", metric="acc"),
-            self.alone.assign(part="alone", metric="acc_change"),
-            self.removable.rename(columns={"heads": "value"}).assign(
-                part="removable", metric="heads"
-            ),
-            self.critical.rename(columns={"points": "value"}).assign(
-                part="critical", metric="acc_change_points"
-            ),
+            frame.assign(part=part, metric=metric)
+            for part, (frame, metric) in by_value.items()
+            if len(frame)
         ]
-        return pd.concat(parts, ignore_index=True)
+        own = {"exact": self.exact, "agreement": self.agreement, "across shots": self.across_shots}
+        parts += [frame.assign(part=part) for part, frame in own.items() if len(frame)]
+        if len(self.induction):
+            keys = ["shots", "score", "k", "components", "expected", "p"]
+            melted = self.induction.melt(keys, ["overlap", "spearman"], "metric", "value")
+            parts.append(
+                melted.rename(columns={"score": "induction_score"}).assign(part="induction")
+            )
+        rows = pd.concat(parts, ignore_index=True)
+        for name in ("stderr", "low", "high"):
+            if name not in rows:
+                rows[name] = np.nan
+        return rows
+
+    def ranking_of(self, unit: str) -> str:
+        """The ranking that stands for a unit: its importance, or the first that is not random."""
+        names = list(dict.fromkeys(self.removable.loc[self.removable["unit"] == unit, "ranking"]))
+        return next((name for name in names if name != RANDOM), names[0])
+
+    def removed(self, unit: str, ranking: str) -> pd.Series | None:
+        """The row of `removable` averaged over shots; None for a ranking that was not used."""
+        rows = self.removable
+        rows = rows.loc[
+            (rows["unit"] == unit) & (rows["ranking"] == ranking) & rows["shots"].isna()
+        ]
+        return None if rows.empty else rows.iloc[0]
+
+    def _numbers(self, unit: str) -> dict[str, Any]:
+        row = self.removed(unit, self.ranking_of(unit))
+        random = self.removed(unit, RANDOM)
+        assert row is not None
+        alone = self.alone.loc[self.alone["unit"] == unit] if len(self.alone) else self.alone
+        return {
+            "removable": int(row["value"]),
+            "removable_interval": None
+            if math.isnan(row["low"])
+            else [int(row["low"]), int(row["high"])],
+            "removable_random": None if random is None else float(random["value"]),
+            "critical": [str(name) for name in alone["component"]],
+        }
+
+    def _headline(self) -> str:
+        if not self.units:
+            mean = self.baseline["value"].mean()
+            return f"the whole model is right in {100 * mean:.1f} % of cases; nothing was pruned"
+        first, *rest = self.units
+        ranking = self.ranking_of(first)
+        said = (
+            f"{self._can_go(first)} can go, by {ORDERS.get(ranking, f'the order {ranking!r}')}, "
+            f"before the average accuracy falls by more than {100 * self.study.tolerance:g} points "
+            f"({self._surely(first)})"
+        )
+        if rest:
+            others = [f"{self._can_go(unit)} ({self._surely(unit)})" for unit in rest]
+            said += f"; of the others {listed(others)}"
+        if len(self.alone):
+            costs = [costs_of(row) for row in self.alone.to_dict("records")]
+            said += f"; removing one alone costs most for {', '.join(costs[:6])}"
+        return said
+
+    def _can_go(self, unit: str) -> str:
+        row = self.removed(unit, self.ranking_of(unit))
+        assert row is not None
+        return f"{int(row['value'])} of {self.totals[unit]} {NAMES.get(unit, unit)}"
+
+    def _surely(self, unit: str) -> str:
+        row, random = self.removed(unit, self.ranking_of(unit)), self.removed(unit, RANDOM)
+        assert row is not None
+        said = interval_in_words(float(row["low"]), float(row["high"]))
+        if random is not None and self.ranking_of(unit) != RANDOM:
+            said += f"; random orders {int(random['value'])}"
+        return said
 
 
-def findings_of(
-    study: HeadPruning,
-    model: HookedModel,
-    *,
-    importance: pd.DataFrame,
-    examples: pd.DataFrame,
-    critical: Sequence[Head],
-    chances: Mapping[str, float],
-    truncated: int,
-) -> Findings:
-    """Aggregate the rows of a run; every random draw follows the study's seed."""
+def findings_of(study: Pruning, measured: Measured) -> Findings:
+    """All tables of a run; every random draw follows the study's seed."""
     generator = np.random.default_rng(study.seed)
-    total = len(model.heads)
-    reporting = examples.loc[examples.split == "test"]
-    curves = average_curves(reporting.loc[reporting.ranking != "alone"], generator)
+    cells = cells_of(measured.answers, generator)
+    totals = tables.totals(measured)
+    importance = scores.importance_table(measured, study.convention)
+    agreement = scores.agreements(measured, study.convention, generator)
+    whole = measured.answers.loc[measured.answers["unit"] == WHOLE]
     return Findings(
         study=study,
-        tasks=tuple(dict.fromkeys(examples.task)),
-        chances=chances,
-        truncated=truncated,
-        importance=_with_heads(importance, model).query("head >= 0"),
-        average=pd.concat([c.frame(total) for c in curves], ignore_index=True),
-        by_task=_by_task(reporting, total),
-        alone=_with_heads(_alone(examples.loc[examples.split == "selection"]), model),
-        removable=_removable({(c.ranking, c.seed): c.removable(study.tolerance) for c in curves}),
-        critical=_with_heads(_critical(reporting, critical, generator), model),
-        baseline=_baseline(reporting),
-        examples=examples,
-        heads=total,
+        totals=totals,
+        tasks=tuple(dict.fromkeys(map(str, whole["task"]))),
+        shots=tuple(sorted({int(s) for s in whole["shots"]})),
+        seeds=tuple(sorted({int(s) for s in whole["seed"]})),
+        chances=measured.chances,
+        truncated=measured.truncated,
+        curves=tables.average_table(cells, totals),
+        removable=tables.removable_table(cells, totals, study.tolerance),
+        contrasts=tables.contrast_table(cells, totals),
+        transfer=tables.transfer_table(cells, totals),
+        baseline=tables.baseline_table(measured),
+        alone=tables.alone_table(measured, generator),
+        grid=tables.grid_table(cells, totals),
+        importance=importance,
+        exact=scores.exact_effects(measured, generator),
+        fidelity=scores.fidelity(measured, study.convention, generator),
+        agreement=agreement,
+        partners=_by_unit(agreement, partners, several="task"),
+        partners_used=measured.partners,
+        across_shots=_by_unit(agreement, across_shots, several="shots"),
+        layers=scores.layers(measured, study.convention, generator),
+        thirds=scores.thirds(measured, importance),
+        capacity=scores.capacity(measured, importance, generator),
+        induction=scores.induction_overlap(measured, importance),
+        induction_scores=pd.DataFrame() if measured.induction is None else measured.induction,
     )
 
 
-def _by_task(reporting: pd.DataFrame, total: int) -> pd.DataFrame:
-    """Mean accuracy by task, shots, ranking, seed and step; step 0 of all is the whole model."""
-    keys = [*CONDITION, "ranking", "seed", "removed"]
-    means = (
-        reporting.loc[reporting.ranking != "alone"]
-        .groupby(keys, sort=False)["acc"]
-        .agg(value="mean", stderr="sem")
-        .reset_index()
-    )
-    whole = means.loc[means.ranking == "whole"].drop(columns=["ranking", "seed"])
-    others = means.loc[means.ranking != "whole"]
-    starts = others.filter(["ranking", "seed"]).drop_duplicates().merge(whole, how="cross")
-    rows = pd.concat([starts, others], ignore_index=True)
-    return rows.assign(fraction=rows.removed / total)
+def costs_of(row: Mapping[Any, Any]) -> str:
+    """What removing one component costs, in words: `L0H1 (−3.2 ± 1.1 points)`."""
+    points = f"{signed(100 * row['value'])}"
+    if not math.isnan(row["stderr"]):
+        points += f" ± {196 * row['stderr']:.1f}"
+    return f"{row['component']} ({points} points)"
 
 
-def _alone(selection: pd.DataFrame) -> pd.DataFrame:
-    """Change of accuracy when one head is removed: mean over conditions, paired by example."""
-    keys = [*CONDITION, "doc_id"]
-    whole = selection.loc[selection.ranking == "whole"].set_index(keys)["acc"]
-    rows = []
-    for component, without in selection.loc[selection.ranking == "alone"].groupby("component"):
-        change = without.set_index(keys)["acc"] - whole
-        by_condition = change.groupby(level=CONDITION)
-        means, errors = by_condition.mean(), by_condition.sem()
-        rows.append(
-            {
-                "component": component,
-                "value": means.mean(),
-                "stderr": float(np.sqrt((errors**2).sum()) / len(errors)),
-            }
-        )
-    return pd.DataFrame(rows)
+def interval_in_words(low: float, high: float) -> str:
+    """`95 % interval 3–7`, or why there is none."""
+    if math.isnan(low):
+        return "too few examples for an interval"
+    if low == high:
+        return f"{low:g} in all resamples"
+    return f"95 % interval {low:g}–{high:g}"
 
 
-def _critical(
-    reporting: pd.DataFrame, heads: Sequence[Head], generator: np.random.Generator
-) -> pd.DataFrame:
-    """Cost of each chosen head on examples that did not choose it, in points of accuracy."""
-    keys = [*CONDITION, "doc_id"]
-    whole = reporting.loc[reporting.ranking == "whole"].set_index(keys).sort_index()
-    rows = []
-    for head in heads:
-        without = reporting.loc[
-            (reporting.ranking == "alone") & (reporting.component == str(head))
-        ].set_index(keys)
-        without = without.loc[whole.index]
-        texts = _texts(whole)
-        change, stderr = mean_and_stderr(without.acc - whole.acc, clusters=texts)
-        # Texts are the independent units: sums over a text may swap sign, single examples may not.
-        hurt, intact = (frame.groupby(texts).acc.sum() for frame in (without, whole))
-        rows.append(
-            {
-                "component": str(head),
-                "points": 100 * change,
-                "stderr": 100 * stderr,
-                "p": paired_permutation_test(hurt, intact, generator),
-                "loss_rise": float((without.loss - whole.loss).mean()),
-            }
-        )
-    table = pd.DataFrame(rows)
-    return table.assign(p=holm(table.p)) if len(table) else table
+def signed(value: float, decimals: int = 1) -> str:
+    """With its sign, a true minus."""
+    return f"{value:+.{decimals}f}".replace("-", "−")
 
 
-def _texts(rows: pd.DataFrame) -> list[str]:
-    """The text that an example comes from: examples of one text are not independent."""
-    tasks = rows.index.get_level_values("task")
-    return [f"{task} {group}" for task, group in zip(tasks, rows.group, strict=True)]
+def listed(words: list[str]) -> str:
+    """`a, b and c`."""
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
-def _removable(counts: Mapping[tuple[str, int], Count]) -> pd.DataFrame:
-    """One row a ranking; random orders also as their mean, within their range."""
-    rows = [
-        {"ranking": name if name != "random" else f"random (seed {seed})", "seed": seed}
-        | {"heads": float(count.best), "low": float(count.low), "high": float(count.high)}
-        for (name, seed), count in counts.items()
+def _by_unit(agreement: pd.DataFrame, table: Any, several: str) -> pd.DataFrame:
+    """A table of `experiments.agreement` for every unit that compares several tasks, or shots."""
+    if agreement.empty:
+        return pd.DataFrame()
+    apart = agreement.loc[agreement[f"{several}_a"] != agreement[f"{several}_b"]]
+    found = [
+        table(rows).assign(unit=unit)
+        for unit, rows in agreement.groupby("unit", sort=False)
+        if unit in set(apart["unit"])
     ]
-    random = [count.best for (name, _), count in counts.items() if name == "random"]
-    rows.append(
-        {"ranking": "random (mean)", "seed": -1, "heads": float(np.mean(random))}
-        | {"low": float(min(random)), "high": float(max(random))}
-    )
-    return pd.DataFrame(rows)
-
-
-def _baseline(reporting: pd.DataFrame) -> pd.DataFrame:
-    """Accuracy of the whole model: task by shots, in percent with standard errors."""
-    whole = reporting.loc[reporting.ranking == "whole"]
-    table = whole.groupby(CONDITION, sort=False)["acc"].agg(["mean", "sem", "size"]).reset_index()
-    return pd.DataFrame(
-        {
-            "task": table.task,
-            "shots": table.shots,
-            "accuracy %": 100 * table["mean"],
-            "standard error": 100 * table["sem"],
-            "examples": table["size"],
-        }
-    )
-
-
-def _with_heads(rows: pd.DataFrame, model: HookedModel) -> pd.DataFrame:
-    """Add the columns layer and head (−1 for a component that is no head)."""
-    places = {str(h): (h.layer, h.head) for h in model.heads}
-    found = [places.get(str(name), (-1, -1)) for name in rows["component"]]
-    return rows.assign(layer=[layer for layer, _ in found], head=[head for _, head in found])
-
-
-def _signed(points: float) -> str:
-    return f"{points:+.1f}".replace("-", "−")
+    return pd.concat(found, ignore_index=True) if found else pd.DataFrame()

@@ -1,0 +1,367 @@
+"""What do the selection examples say of the components, and how surely?
+
+Importance by component, layer and third; exact effects, and whether the gradient ranks as they do;
+agreement of tasks and of shot counts; induction. Seeds of a condition (a task at a shot count) are
+pooled, conditions weigh the same, and texts are the independent units: examples that share one go
+together. These are the numbers that made the rankings, so no claim about pruning rests on them
+alone: that is what the reporting examples are for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from einops import rearrange
+from jaxtyping import Float
+
+from ablate.components import Component, Head, parse_component
+from ablate.importance import Importance
+from experiments.agreement import Condition, agreement, basic_interval, group_weights
+from experiments.oracle import effect_table
+from experiments.prune.cells import FEWEST
+from experiments.prune.measured import Measured
+from experiments.rank_measures import rank_features, spearman, top_overlap
+from experiments.where import capacity_retained, importance_by_layer, top_by_third
+
+TOP = 0.3
+"""Share of components that counts as the top."""
+RESAMPLES = 1000
+INDUCTION = ("prefix_matching", "copying")
+
+
+class Sample(NamedTuple):
+    """Importance of one unit's components on the examples of one condition, seeds pooled."""
+
+    task: str
+    shots: int
+    values: Float[np.ndarray, "example component"]
+    groups: list[str]
+
+
+def per_example(importance: Importance, convention: str) -> Float[np.ndarray, "example component"]:
+    """Absolute effects of every component on every example, by a convention of the study."""
+    effects = importance.gate.abs() if convention == "gate" else importance.token
+    return effects.double().cpu().numpy()
+
+
+def samples(measured: Measured, unit: str, convention: str) -> list[Sample]:
+    """One for each task and shot count, in the order measured; none for a unit without scores."""
+    found: dict[tuple[str, int], list[tuple[Float[np.ndarray, "a b"], list[str]]]] = {}
+    for key, importance in measured.importance.items():
+        places = {component: i for i, component in enumerate(importance.components)}
+        if not all(component in places for component in measured.units[unit]):
+            continue
+        columns = [places[component] for component in measured.units[unit]]
+        values = per_example(importance, convention)[:, columns]
+        groups = [f"{key.task}: {group}" for group in measured.groups[key]]
+        found.setdefault((key.task, key.shots), []).append((values, groups))
+    return [
+        Sample(
+            task, shots, np.concatenate([v for v, _ in seeds]), [g for _, gs in seeds for g in gs]
+        )
+        for (task, shots), seeds in found.items()
+    ]
+
+
+def clustered(
+    values: Float[np.ndarray, "example column"], groups: Sequence[str]
+) -> tuple[Float[np.ndarray, "column"], Float[np.ndarray, "column"]]:
+    """`statistics.mean_and_stderr` of every column, examples of one text together."""
+    labels, index = np.unique(np.array(groups), return_inverse=True)
+    mean = values.mean(axis=0)
+    if len(labels) < 2:
+        return mean, np.full(len(mean), np.nan)
+    sums = np.zeros((len(labels), values.shape[1]))
+    np.add.at(sums, index, values - mean)
+    scale = len(labels) / (len(labels) - 1)
+    return mean, np.sqrt(scale * (sums**2).sum(axis=0)) / len(values)
+
+
+def importance_table(measured: Measured, convention: str) -> pd.DataFrame:
+    """Mean over tasks at each shot count, with the standard error over texts.
+
+    Columns: unit, shots, component, stack, layer, head, value, stderr (head: −1 for what has none;
+    a group's number for groups).
+    """
+    tables = []
+    for unit, components in measured.units.items():
+        of_shots: dict[int, list[Sample]] = {}
+        for sample in samples(measured, unit, convention):
+            of_shots.setdefault(sample.shots, []).append(sample)
+        for shots, tasks in of_shots.items():
+            means, errors = zip(*(clustered(t.values, t.groups) for t in tasks), strict=True)
+            # Tasks are given, not drawn: their errors add up as variances.
+            stderr = np.sqrt(np.sum(np.square(errors), axis=0)) / len(tasks)
+            tables.append(
+                located(components).assign(
+                    unit=unit, shots=shots, value=np.mean(means, axis=0), stderr=stderr
+                )
+            )
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+def located(components: Sequence[Component]) -> pd.DataFrame:
+    """Columns component, stack, layer, head (a group's number for groups; −1 for layers)."""
+    return pd.DataFrame(
+        {
+            "component": [str(c) for c in components],
+            "stack": [c.stack for c in components],
+            "layer": [c.layer for c in components],
+            "head": [getattr(c, "head", getattr(c, "group", -1)) for c in components],
+        }
+    )
+
+
+def mean_importance(table: pd.DataFrame, unit: str, shots: int | None = None) -> dict[str, float]:
+    """Importance by component's name: one shot count's, or the mean over them."""
+    rows = table.loc[table["unit"] == unit] if len(table) else table
+    if rows.empty:
+        return {}
+    rows = rows if shots is None else rows.loc[rows["shots"] == shots]
+    means = rows.groupby("component", sort=False)["value"].mean()
+    return {str(name): float(value) for name, value in means.items()}
+
+
+def exact_effects(measured: Measured, generator: np.random.Generator) -> pd.DataFrame:
+    """`oracle.effect_table` of the rise of the loss and the change of the score, unit by unit.
+
+    Conditions weigh the same however many examples they have. Columns: unit, metric, then those of
+    `effect_table`, and stack, layer, head.
+    """
+    tables = []
+    for unit, components in measured.units.items():
+        for metric in ("loss_rise", "score_change"):
+            wide = _wide(measured.effects, components, metric)
+            if wide.empty:
+                continue
+            conditions = wide.groupby(["task", "shots"])[wide.columns[0]]
+            sizes = conditions.transform("size").to_numpy(np.float64)
+            weights = rearrange(len(wide) / conditions.ngroups / sizes, "example -> example 1")
+            table = effect_table(
+                components,
+                wide.to_numpy(np.float64) * weights,
+                _texts(wide),
+                generator,
+            )
+            places = located(components).drop(columns="component")
+            tables.append(pd.concat([table, places], axis=1).assign(unit=unit, metric=metric))
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+def fidelity(measured: Measured, convention: str, generator: np.random.Generator) -> pd.DataFrame:
+    """Does the gradient rank the components as the exact rise of the loss does?
+
+    Spearman's ρ of importance with the mean rise, and with the mean size of the rise (what a score
+    of absolute effects estimates), in each condition of each seed, averaged. The interval is the
+    basic one over texts (see `experiments.agreement`). Columns: unit, exact, value, low, high,
+    conditions.
+    """
+    rows = []
+    for unit, components in measured.units.items():
+        wide = _wide(measured.effects, components, "loss_rise")
+        pairs = list(_pairs(measured, convention, wide, components)) if len(wide) else []
+        if not pairs:
+            continue
+        weights = _shared_weights(pairs, generator)
+        for exact in ("rise", "size"):
+            points, draws = [], []
+            for pair, (own, others) in zip(pairs, weights, strict=True):
+                effects = pair.effects if exact == "rise" else np.abs(pair.effects)
+                points.append(spearman(pair.values.mean(axis=0), effects.mean(axis=0)))
+                one, other = (_means(own, pair.values), _means(others, effects))
+                draws.append((rank_features(one) * rank_features(other)).sum(axis=1))
+            present = [p for p in points if np.isfinite(p)]
+            point = float(np.mean(present)) if present else np.nan
+            certain = any(len(set(pair.groups)) < FEWEST for pair in pairs)
+            table = np.array(draws)
+            count = np.isfinite(table).sum(axis=0)
+            sums = np.where(np.isfinite(table), table, 0.0).sum(axis=0)
+            mean = np.divide(sums, count, out=np.full(len(count), np.nan), where=count > 0)
+            ends = basic_interval(point, np.empty(0) if certain else mean, limits=(-1.0, 1.0))
+            rows.append((unit, exact, point, *ends, len(present)))
+    names = ["unit", "exact", "value", "low", "high", "conditions"]
+    return pd.DataFrame(rows, columns=pd.Index(names))
+
+
+def agreements(measured: Measured, convention: str, generator: np.random.Generator) -> pd.DataFrame:
+    """`experiments.agreement` of every unit with at least two conditions, and a column unit."""
+    tables = []
+    for unit, components in measured.units.items():
+        conditions = [
+            Condition(s.task, s.shots, s.values, s.groups)
+            for s in samples(measured, unit, convention)
+        ]
+        if len(conditions) > 1 and len(components) > 1:
+            table = agreement(conditions, generator, share=TOP, resamples=RESAMPLES)
+            tables.append(table.assign(unit=unit))
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+def layers(measured: Measured, convention: str, generator: np.random.Generator) -> pd.DataFrame:
+    """`where.importance_by_layer` of every unit at each shot count, and columns unit, shots.
+
+    Tasks weigh the same however many examples they have.
+    """
+    tables = []
+    for unit, components in measured.units.items():
+        found = samples(measured, unit, convention)
+        for shots in dict.fromkeys(s.shots for s in found):
+            at = [s for s in found if s.shots == shots]
+            count = sum(len(s.values) for s in at) / len(at)
+            values = np.concatenate([s.values * count / len(s.values) for s in at])
+            table = importance_by_layer(
+                components, values, [g for s in at for g in s.groups], generator
+            )
+            tables.append(table.assign(unit=unit, shots=shots))
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+def thirds(measured: Measured, importance: pd.DataFrame) -> pd.DataFrame:
+    """`where.top_by_third` of the mean importance of every unit, and a column unit."""
+    depth: dict[str, int] = {}
+    for component in (c for components in measured.units.values() for c in components):
+        stack = "decoder" if component.stack == "cross" else component.stack
+        depth[stack] = max(depth.get(stack, 0), component.layer + 1)
+    tables = []
+    for unit, components in measured.units.items():
+        scores = mean_importance(importance, unit)
+        if len(scores) > 1:
+            named = {c: scores[str(c)] for c in components}
+            tables.append(top_by_third(named, depth, share=TOP).assign(unit=unit))
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+def capacity(
+    measured: Measured, importance: pd.DataFrame, generator: np.random.Generator
+) -> pd.DataFrame:
+    """`where.capacity_retained` of both induction scores as heads go by importance at each shot
+    count (the mean over tasks); scores below 0 count as 0. A column score is added."""
+    tables = []
+    for score, heads in _induction(measured).items():
+        clipped = {head: max(value, 0.0) for head, value in heads.items()}
+        if not any(clipped.values()):
+            continue
+        rankings: dict[str, Sequence[Component]] = {}
+        for shots in _shots(importance, "heads"):
+            scores = mean_importance(importance, "heads", shots)
+            order = sorted(clipped, key=lambda head, scores=scores: scores[str(head)])
+            rankings[f"{shots} shots"] = order
+        table = capacity_retained(clipped, rankings, generator)
+        tables.append(table.assign(score=score))
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+def induction_overlap(measured: Measured, importance: pd.DataFrame) -> pd.DataFrame:
+    """Are the important heads those that match prefixes, or those that copy?
+
+    Columns: shots, score, k, components, overlap (share of the top k that both have), expected,
+    p (hypergeometric), spearman.
+    """
+    rows = []
+    for shots in _shots(importance, "heads"):
+        scores = mean_importance(importance, "heads", shots)
+        for score, heads in _induction(measured).items():
+            one = np.array([scores[str(head)] for head in heads])
+            other = np.array(list(heads.values()))
+            if len(one) < 2:
+                continue
+            k = max(1, round(TOP * len(one)))
+            overlap, p = top_overlap(one, other, k)
+            rows.append((shots, score, k, len(one), overlap, k / len(one), p, spearman(one, other)))
+    names = ["shots", "score", "k", "components", "overlap", "expected", "p", "spearman"]
+    return pd.DataFrame(rows, columns=pd.Index(names))
+
+
+class _Pair(NamedTuple):
+    """Gradient and exact effects of one condition of one seed, and the texts of the examples."""
+
+    task: str
+    values: Float[np.ndarray, "example component"]
+    groups: list[str]
+    effects: Float[np.ndarray, "row component"]
+    rows: list[str]
+
+
+def _pairs(
+    measured: Measured, convention: str, wide: pd.DataFrame, components: Sequence[Component]
+) -> Iterator[_Pair]:
+    """Every condition and seed that has both."""
+    exact_of = {key: rows for key, rows in wide.groupby(level=["task", "shots", "seed"])}
+    for key, importance in measured.importance.items():
+        places = {component: i for i, component in enumerate(importance.components)}
+        exact = exact_of.get((key.task, key.shots, key.seed))
+        if exact is None or not all(component in places for component in components):
+            continue
+        values = per_example(importance, convention)[:, [places[c] for c in components]]
+        groups = list(map(str, measured.groups[key]))
+        rows = exact.index.get_level_values("group").astype(str).tolist()
+        yield _Pair(key.task, values, groups, exact.to_numpy(np.float64), rows)
+
+
+def _shared_weights(
+    pairs: Sequence[_Pair], generator: np.random.Generator
+) -> list[tuple[Float[np.ndarray, "resample example"], Float[np.ndarray, "resample row"]]]:
+    """How often each example of both sides counts; all of one task draw the same texts."""
+    weights = {}
+    for task in dict.fromkeys(pair.task for pair in pairs):
+        own = [i for i, pair in enumerate(pairs) if pair.task == task]
+        drawn = group_weights(
+            [labels for i in own for labels in (pairs[i].groups, pairs[i].rows)],
+            generator,
+            RESAMPLES,
+        )
+        weights |= {i: (drawn[2 * n], drawn[2 * n + 1]) for n, i in enumerate(own)}
+    return [weights[i] for i in range(len(pairs))]
+
+
+def _means(
+    weights: Float[np.ndarray, "resample example"], values: Float[np.ndarray, "example component"]
+) -> Float[np.ndarray, "resample component"]:
+    """Weighted means; nan in a resample that drew no example."""
+    with np.errstate(invalid="ignore"):
+        return weights @ values / weights.sum(axis=1, keepdims=True)
+
+
+def _wide(effects: pd.DataFrame, components: Sequence[Component], metric: str) -> pd.DataFrame:
+    """One metric of the exact effects: a row an example, a column a component; rows in which
+    something was not measured are left out."""
+    names = [str(c) for c in components]
+    rows = effects.loc[effects["component"].astype(str).isin(names)] if len(effects) else effects
+    if rows.empty:
+        return pd.DataFrame()
+    index = ["task", "shots", "seed", "group", "doc_id"]
+    wide = rows.assign(component=rows["component"].astype(str)).pivot(
+        index=index, columns="component", values=metric
+    )
+    return wide.reindex(columns=pd.Index(names)).dropna()
+
+
+def _texts(wide: pd.DataFrame) -> list[str]:
+    tasks, groups = (wide.index.get_level_values(name) for name in ("task", "group"))
+    return [f"{task}: {group}" for task, group in zip(tasks, groups, strict=True)]
+
+
+def _induction(measured: Measured) -> dict[str, Mapping[Component, float]]:
+    """Induction scores of the unit heads, by name; of the heads that were scanned."""
+    frame = measured.induction
+    if frame is None or not len(frame) or "heads" not in measured.units:
+        return {}
+    heads = [str(head) for head in measured.units["heads"]]
+    rows = frame.loc[frame["component"].astype(str).isin(heads)]
+    parsed: list[Any] = [parse_component(str(name)) for name in rows["component"]]
+    assert all(isinstance(head, Head) for head in parsed)
+    return {
+        name: dict(zip(parsed, rows[name].astype(float), strict=True))
+        for name in INDUCTION
+        if name in rows and len(rows) and np.isfinite(rows[name].astype(float)).all()
+    }
+
+
+def _shots(importance: pd.DataFrame, unit: str) -> list[int]:
+    """Shot counts at which a unit has importance."""
+    if importance.empty:
+        return []
+    return sorted({int(s) for s in importance.loc[importance["unit"] == unit, "shots"]})
