@@ -180,7 +180,7 @@ def _check_length(
         length = len(before.ids) - 1 + len(before.source)
         raise ValueError(
             f"{_called(example)} is {length} tokens long: the model reads {room}; "
-            "ask for fewer shots, or leave --strict out to cut it on the left"
+            "ask for fewer shots, or have its beginning cut (--overlong cut)"
         )
 
 

@@ -21,20 +21,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from random import Random
 from typing import Any, Literal
 
 from probes.examples import METRICS, REQUIRED, Example
 from probes.task_files import shortened
 from probes.task_names import BUILTIN, explained, quiet, task_objects
+from probes.task_sides import Doc, Side, drawn, numbered, sides_of
 
 __all__ = ["METRICS", "Example", "Task", "load_tasks"]
 
-HALVES = "the halves of a split"
-"""Seed of the halves: one for all studies, lest another seed report what this one selected on."""
-
 Split = Literal["test", "selection"]
-Doc = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -141,9 +137,9 @@ def _task(
 ) -> Task:
     _require_answers(name, task)
     with quiet():
-        sides = _sides(task)
+        sides = sides_of(task)
     side = sides.test if split == "test" else sides.selection
-    ids = side.ids[:limit] if sample is None else _drawn(name, task, side, limit, sample)
+    ids = side.ids[:limit] if sample is None else drawn(name, task, side, limit, sample)
     with quiet(), _sampling(name, task, shots, sides.pool, seed) as sampler:
         examples = tuple(
             _example(name, task, sampler, i, dict(side.documents[i]), shots) for i in ids
@@ -156,32 +152,15 @@ def _task(
     return Task(name, shots, split, side.source, tuple(task.aggregation()), examples, delimiter)
 
 
-def _drawn(name: str, task: Any, side: _Side, limit: int | None, sample: int) -> list[int]:
-    """`limit` of a side's ids, ascending: whole texts, in random order, until there are enough."""
-    metadata = task.config.metadata or {}
-    texts: Sequence[Any]
-    if name in BUILTIN:
-        texts = list(side.documents["scene"])
-    elif "dependent_by" in metadata:
-        texts = _numbered(name, side.documents, metadata["dependent_by"])
-    else:
-        texts = range(len(side.documents))
-    of_text: dict[Any, list[int]] = {}
-    for i in side.ids:
-        of_text.setdefault(texts[i], []).append(i)
-    order = Random(f"{name} {sample}").sample(list(of_text.values()), len(of_text))
-    return sorted([i for ids in order for i in ids][:limit])
-
-
-def _related(name: str, task: Any, side: _Side, examples: Sequence[Example]) -> tuple[Example, ...]:
+def _related(name: str, task: Any, side: Side, examples: Sequence[Example]) -> tuple[Example, ...]:
     """With `group` and `question`, by the fields that the task's metadata names for them."""
     metadata = task.config.metadata or {}
     found = tuple(examples)
     if "dependent_by" in metadata:
-        groups = _numbered(name, side.documents, metadata["dependent_by"])
+        groups = numbered(name, side.documents, metadata["dependent_by"])
         found = tuple(replace(example, group=groups[example.doc_id]) for example in found)
     if "all_right_by" in metadata:
-        numbers = _numbered(name, side.documents, metadata["all_right_by"])
+        numbers = numbered(name, side.documents, metadata["all_right_by"])
         # A question that lost an answer, to a limit or to the other side, is no whole question.
         chosen = {example.doc_id for example in found}
         cut = {number for i, number in enumerate(numbers) if i not in chosen}
@@ -192,22 +171,6 @@ def _related(name: str, task: Any, side: _Side, examples: Sequence[Example]) -> 
             for example in found
         )
     return found
-
-
-def _numbered(name: str, documents: Any, paths: str) -> list[int]:
-    """For every document the number of its values under `paths` ("idx.a idx.b"), by appearance."""
-    with explained(f"task {name}: {paths} of its metadata"):
-        keys = list(zip(*(_under(documents, path) for path in paths.split()), strict=True))
-    numbers = {key: i for i, key in enumerate(dict.fromkeys(keys))}
-    return [numbers[key] for key in keys]
-
-
-def _under(documents: Any, path: str) -> list[Any]:
-    field, *keys = path.split(".")
-    values = list(documents[field])
-    for key in keys:
-        values = [value[key] for value in values]
-    return values
 
 
 def _require_answers(name: str, task: Any) -> None:
@@ -229,61 +192,6 @@ def _require_answers(name: str, task: Any) -> None:
             f"task {name} is graded by {', '.join(metrics)}: only {', '.join(REQUIRED)} are "
             "computed"
         )
-
-
-@dataclass(frozen=True)
-class _Side:
-    """Documents of a data split, some of them, and what they are in words."""
-
-    documents: Any
-    ids: Sequence[int]
-    source: str
-
-
-@dataclass(frozen=True)
-class _Sides:
-    test: _Side
-    selection: _Side
-    pool: Sequence[Doc] | None
-    """Where demonstrations are drawn from, if not where lm-eval would draw them."""
-
-
-def _sides(task: Any) -> _Sides:
-    """Which documents are reported, which are for choosing, which are shown."""
-    from lm_eval.api.samplers import ContextSampler, FirstNSampler
-
-    config, shown = task.config, task.fewshot_cfg
-    reported = config.test_split if task.has_test_docs() else config.validation_split
-    # lm-eval's rule: samples, else the few-shot split, else training, validation, test.
-    drawn_from = shown.split
-    if drawn_from is None and shown.samples is None:
-        drawn_from = config.training_split or config.validation_split or config.test_split
-    # A sampler of the task's own knows what it does with the document it is given.
-    pooled = drawn_from == reported and type(task.sampler) in (ContextSampler, FirstNSampler)
-    test = task.eval_docs
-    selection = None
-    if config.training_split not in (None, reported):
-        selection = (task.training_docs(), str(config.training_split))
-    elif config.validation_split not in (None, reported):
-        selection = (task.validation_docs(), str(config.validation_split))
-    if selection is not None and not pooled:
-        documents, words = selection
-        return _Sides(
-            _Side(test, range(len(test)), str(reported)),
-            _Side(documents, range(len(documents)), words),
-            None,
-        )
-    order = Random(HALVES).sample(range(len(test)), len(test))
-    first, second = sorted(order[: len(test) // 2]), sorted(order[len(test) // 2 :])
-    if selection is None:
-        chosen = _Side(test, first, f"the other half of {reported}")
-    else:
-        chosen = _Side(selection[0], range(len(selection[0])), selection[1])
-    return _Sides(
-        _Side(test, second, f"half of {reported}"),
-        chosen,
-        [dict(test[i]) for i in first] if pooled else None,
-    )
 
 
 class _Sampler:

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from ablate.components import Component
     from ablate.importance import Importance
 
-WHOLE, ALONE, GRID = "whole", "alone", "grid"
-"""Values of `answers.unit` that are no unit: nothing removed, one component removed, two units."""
+WHOLE, ALONE, GRID, EXPORTED = "whole", "alone", "grid", "exported"
+"""Values of `answers.unit` that are no unit: nothing removed, one component removed, two units, what
+an exported checkpoint does without."""
 
 
 class Key(NamedTuple):
@@ -47,6 +48,8 @@ class Measured:
         induction: component, prefix_matching, copying; one row a head. None where not scanned.
         chances: expected score of a blind guess, by task.
         truncated: prompts that lost their beginning.
+        exported: model (whole, exported), metric, value, as `ablate.export.sizes_and_speed` has
+            them; None where nothing was exported.
     """
 
     units: Mapping[str, tuple[Component, ...]]
@@ -59,3 +62,4 @@ class Measured:
     induction: pd.DataFrame | None
     chances: Mapping[str, float]
     truncated: int
+    exported: pd.DataFrame | None = None

@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import torch
-from probes.induction import head_scores, induction_scan
 
 from ablate.components import Component, KVGroup
 from ablate.masks import Mask
@@ -33,6 +32,7 @@ from ablate.rankings import Scores, activation_magnitudes, combined, shuffled_ti
 from ablate.stepwise import greedy, rescored
 from experiments.prune.measured import Key
 from experiments.rank_measures import spearman
+from probes.induction import head_scores, induction_scan
 from probes.readings import inputs_of
 
 if TYPE_CHECKING:

@@ -16,16 +16,15 @@ import pandas as pd
 from ablate.components import Component, parse_component
 from ablate.masks import Mask
 from ablate.pruning import nested_masks
-from experiments.prune.measured import ALONE, GRID, WHOLE, Measured
 from experiments.prune.grading import scored
+from experiments.prune.measured import ALONE, GRID, WHOLE
 
 if TYPE_CHECKING:
     from ablate import HookedModel
     from ablate.pruning import Ranking
     from experiments.prune.conditions import Condition
-    from experiments.prune.orders import Order, Orders
     from experiments.prune.grading import Fills
-    from experiments.prune.selection import Selection
+    from experiments.prune.orders import Order, Orders
     from experiments.prune.study import Pruning, Unit
     from experiments.run_folder import RunFolder
 
@@ -52,15 +51,16 @@ def reported(
     model: HookedModel,
     units: Mapping[Unit, tuple[Component, ...]],
     conditions: Sequence[Condition],
-    chosen: Selection,
+    effects: pd.DataFrame,
     orders: Orders,
+    exported: Mask,
     fills: Fills,
     bar: Any,
-) -> Measured:
-    """Every reporting example under every ablation, beside all that was found before."""
-    critical = most_costly(chosen.effects, units)
+) -> pd.DataFrame:
+    """Every reporting example under every ablation: `answers` of `Measured`."""
+    critical = most_costly(effects, units)
     ablations = {
-        condition.key: list(_ablations(study, orders.of[condition.key], critical))
+        condition.key: list(_ablations(study, orders.of[condition.key], critical, exported))
         for condition in conditions
     }
     frames = []
@@ -81,18 +81,7 @@ def reported(
                 )
                 for ablation in ablations[condition.key]
             ]
-    return Measured(
-        units=dict(units),
-        importance=chosen.importance,
-        groups=chosen.groups,
-        effects=chosen.effects,
-        rankings=orders.frame,
-        partners=orders.partners,
-        answers=pd.concat(frames, ignore_index=True),
-        induction=orders.induction,
-        chances={c.key.task: c.chance for c in conditions},
-        truncated=sum(c.truncated for c in conditions),
-    )
+    return pd.concat(frames, ignore_index=True)
 
 
 def swept_together(study: Pruning, conditions: Sequence[Condition]) -> list[list[Condition]]:
@@ -135,9 +124,14 @@ def most_costly(
 
 
 def _ablations(
-    study: Pruning, orders: Sequence[Order], critical: Mapping[Unit, Sequence[Component]]
+    study: Pruning,
+    orders: Sequence[Order],
+    critical: Mapping[Unit, Sequence[Component]],
+    exported: Mask,
 ) -> Iterator[Ablation]:
     yield Ablation(Mask(), WHOLE, WHOLE)
+    if exported:
+        yield Ablation(exported, EXPORTED, EXPORTED, len(exported))
     for components in critical.values():
         for component in components:
             yield Ablation(Mask([component]), ALONE, ALONE, 1, 0, str(component))

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import torch
-from ablate.integrated import integrated_importance
 
 from ablate.components import Component
 from ablate.importance import Importance, answer_importance
+from ablate.integrated import integrated_importance
 from ablate.masks import Mask
-from experiments.prune.measured import Key
 from experiments.prune.grading import scored
+from experiments.prune.measured import Key
 from experiments.prune.study import EXACT_LIMIT
 
 if TYPE_CHECKING:

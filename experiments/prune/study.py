@@ -158,6 +158,11 @@ class Pruning(ModelOptions):
                 "--fill resample with the rankings re-scored or greedy: they look again at every "
                 "step, where a draw of donors is no one loss; leave them out of --rankings"
             )
+        if self.export is not None and self.fill != "zero":
+            raise ValueError(
+                f"--export with --fill {self.fill}: a smaller checkpoint writes nothing where a "
+                "component was, which is --fill zero"
+            )
         if self.export_mask and self.export is None:
             raise ValueError("--export-mask without --export: name the folder to write to")
 
@@ -173,24 +178,43 @@ class Pruning(ModelOptions):
         from experiments.prune.conditions import conditions_of, units_of
         from experiments.prune.figures import figures
         from experiments.prune.findings import findings_of
+        from experiments.prune.grading import fills_of
+        from experiments.prune.measured import Measured
         from experiments.prune.orders import file_scores, orders_of
         from experiments.prune.page import report
         from experiments.prune.reporting import reported, steps
-        from experiments.prune.grading import fills_of
         from experiments.prune.selection import selected
+        from experiments.prune.smaller import mask_to_export, require_exportable, written
 
         model = self.load_model()
         units = units_of(self, model)
         files = file_scores(self, model, units)
+        require_exportable(self, folder, model, units)
         conditions = conditions_of(self, model)
         folder.create()
         fills = fills_of(self, model, conditions)
         with tqdm(total=steps(self, units, conditions), unit="batch", desc="prune") as bar:
             chosen = selected(self, folder, model, units, conditions, fills, bar)
             orders = orders_of(self, folder, model, units, conditions, chosen, files, fills, bar)
-            measured = reported(self, folder, model, units, conditions, chosen, orders, fills, bar)
+            gone = mask_to_export(self, folder, model, units, conditions, chosen, fills, bar)
+            answers = reported(
+                self, folder, model, units, conditions, chosen.effects, orders, gone, fills, bar
+            )
+        measured = Measured(
+            units=units,
+            importance=chosen.importance,
+            groups=chosen.groups,
+            effects=chosen.effects,
+            rankings=orders.frame,
+            partners=orders.partners,
+            answers=answers,
+            induction=orders.induction,
+            chances={c.key.task: c.chance for c in conditions},
+            truncated=sum(c.truncated for c in conditions),
+            exported=written(self, folder, model, gone, conditions),
+        )
         findings = findings_of(self, measured)
-        measured.answers.to_parquet(folder.path / "examples.parquet", index=False)
+        answers.to_parquet(folder.path / "examples.parquet", index=False)
         return folder.finish(
             findings.outcome, findings.metrics, figures=figures(findings), report=report(findings)
         )

@@ -397,3 +397,16 @@ def test_importing_is_light_and_loading_is_silent():
     assert run.returncode == 0, run.stderr
     assert run.stdout == ""
     assert run.stderr == ""
+
+
+def test_a_drawn_sample_takes_whole_texts_and_another_seed_takes_others():
+    def drawn(sample: int | None) -> list[Example]:
+        (task,) = load_tasks(("pair_mapping",), 5, split="selection", limit=20, sample=sample)
+        return list(task.examples)
+
+    first, again, other = drawn(1), drawn(1), drawn(2)
+    assert [e.doc_id for e in first] == [e.doc_id for e in again]
+    assert {e.group for e in first} != {e.group for e in other}
+    assert sorted(e.doc_id for e in first) == [e.doc_id for e in first]
+    assert [len([e for e in first if e.group == g]) for g in {e.group for e in first}] == [5] * 4
+    assert [e.doc_id for e in drawn(None)] == list(range(20))
