@@ -8,6 +8,7 @@ something else stands in.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -32,10 +33,36 @@ def multiplied(site: Site, x: Tensor, gate: Tensor) -> Tensor:
 
 
 def gate_gradient(site: Site, x: Tensor, gradient: Tensor) -> Tensor:
-    """∂L/∂g at g = 1 of g·x: Σ_d x·∂L/∂x, [batch, pos, width]; in fp32 at least."""
+    """∂L/∂g of g·x: Σ_d x·∂L/∂(g·x), [batch, pos, width]; in fp32 at least."""
     dtype = torch.promote_types(x.dtype, torch.float32)
     product = x.to(dtype) * gradient
     return rearrange(product, "batch pos (width d) -> batch pos width d", width=site.width).sum(-1)
+
+
+def watched_gate(site: Site, x: Tensor, gate: float, found: list[Tensor]) -> Tensor:
+    """gate · x; its backward puts ∂L/∂gate, [batch, pos, width], into `found`."""
+    x = x if x.requires_grad else x.detach().requires_grad_()
+    return _Watched.apply(x, site, gate, found)
+
+
+class _Watched(torch.autograd.Function):
+    """A hook on the gradient of x would have to hold x; what a function saves is, under gradient
+    checkpointing, forgotten and computed again like everything else."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, site: Site, gate: float, found: list[Tensor]) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.site, ctx.gate, ctx.found = site, gate, found
+        if gate != 1:
+            return x * gate
+        # Falcon adds into its mlp_out in place.
+        return x.clone() if site.where == "output" else x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        (x,) = ctx.saved_tensors
+        ctx.found.append(gate_gradient(ctx.site, x, gradients[0]))
+        return gradients[0] * ctx.gate, None, None, None
 
 
 def edit_of(site: Site, gate: Tensor, stand_in: Callable[[Tensor], Tensor] | None = None) -> Edit:

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from ablate.anatomy import Anatomy, anatomy_of, base_path, find
 from ablate.components import FFN, Component, Head, KVGroup, Mixer
-from ablate.gates import edit_of, gate_gradient, place_of
+from ablate.gates import edit_of, place_of, watched_gate
 from ablate.hooks import Edit, Place, execution_device, hooked, is_hooked
 from ablate.masks import Mask, require_mask
 from ablate.placement import DeviceMap, load
@@ -61,6 +61,8 @@ class HookedModel:
         self.components: tuple[Component, ...] = tuple(c for s in self.sites for c in s.components)
         """Every head, FFN and mixer: the gates of `sites`, in order."""
         self.heads: tuple[Head, ...] = tuple(c for c in self.components if isinstance(c, Head))
+        self.kv_groups: tuple[KVGroup, ...] = tuple(g for s in self.sites for g in s.groups)
+        """The key/value groups of `heads`; of one head each where keys are not shared."""
         self.measured: dict[Any, tuple[int, int]] = {}
         """What rows were measured to allocate (`ablate.budget`): kind of call -> length, bytes."""
         self._points = {place.name: (place, site) for place, site in self._capture_points()}
@@ -203,25 +205,30 @@ class HookedModel:
         return gates
 
     @contextmanager
-    def gate_gradients(self) -> Iterator[dict[str, list[Tensor]]]:
-        """What a gate of 1 on every branch and token would get from a backward inside.
+    def gate_gradients(
+        self, at: Mapping[str, float] | None = None
+    ) -> Iterator[dict[str, list[Tensor]]]:
+        """What a gate on every branch and token would get from a backward inside.
+
+        Args:
+            at: site name -> value at which the gates of this site stand, one for all its heads;
+                sites not named are left alone. None: all sites, at 1.
 
         Yields site name -> [∂L/∂g, [batch, pos, width], one a forward so far], filled by the
-        backward. Nothing is multiplied: ∂L/∂g = Σ_d z·∂L/∂z. Batches may differ in shape.
+        backward: ∂L/∂g = Σ_d z·∂L/∂(g·z). Batches may differ in shape. The gates come before the
+        edits of contexts entered earlier: a component removed there has no gradient.
         """
-        found: dict[str, list[Tensor]] = {site.name: [] for site in self.sites}
+        gates = {site.name: 1.0 for site in self.sites} if at is None else at
+        by_name = {site.name: site for site in self.sites}
+        found: dict[str, list[Tensor]] = {name: [] for name in gates}
 
-        def watch(site: Site) -> Edit:
-            def edit(x: Tensor) -> Tensor:
-                x = x if x.requires_grad else x.detach().requires_grad_()
-                value = x.detach()  # x would hold its hook, which would hold x
-                x.register_hook(lambda g: found[site.name].append(gate_gradient(site, value, g)))
-                # Falcon adds into its mlp_out in place.
-                return x.clone() if site.where == "output" else x
+        def watch(name: str) -> Edit:
+            return lambda x: watched_gate(by_name[name], x, gates[name], found[name])
 
-            return edit
-
-        with hooked(self.model, {place_of(site): watch(site) for site in self.sites}):
+        for name in gates:
+            if name not in by_name:
+                raise ValueError(_unknown_name(name, by_name, self.name))
+        with hooked(self.model, {place_of(by_name[n]): watch(n) for n in gates}, first=True):
             yield found
 
     @contextmanager

@@ -143,6 +143,12 @@ def is_hooked(hf_model: nn.Module) -> bool:
     )
 
 
+def require_eval(hf_model: nn.Module, what: str) -> None:
+    """Raises ValueError where a layer is in training mode: dropout makes no two forwards equal."""
+    if any(module.training for module in hf_model.modules()):
+        raise ValueError(f"{what} of a model in training mode asked for: call .eval() first")
+
+
 def _let_compiled_code_see_hooks() -> None:
     """By default torch.compile does not check for hooks put on or taken off after compilation: a
     model compiled outside would run without the edits inside, and one compiled inside would keep
@@ -154,11 +160,14 @@ def _let_compiled_code_see_hooks() -> None:
 
 
 @contextmanager
-def hooked(hf_model: nn.Module, edits: Mapping[Place, Edit]) -> Iterator[None]:
+def hooked(
+    hf_model: nn.Module, edits: Mapping[Place, Edit], *, first: bool = False
+) -> Iterator[None]:
     """Apply `edits` in every forward inside; all hooks are gone on exit, exceptions included.
 
     Raises RuntimeError on a clean exit when a place did not fire once per forward of its block.
-    Contexts nest: a hook sees what the hooks of contexts entered before it left.
+    Contexts nest: a hook sees what the hooks of contexts entered before it left; `first` sees what
+    the model computed, and those get to see what it leaves.
     """
     blocks: dict[str, _Block] = {}
     hooks: list[_Hook] = []
@@ -177,9 +186,9 @@ def hooked(hf_model: nn.Module, edits: Mapping[Place, Edit]) -> Iterator[None]:
             hook = _Hook(place, edit, block, execution_device(module))
             hooks.append(hook)
             handles.append(
-                module.register_forward_pre_hook(hook.before, with_kwargs=True)
+                module.register_forward_pre_hook(hook.before, with_kwargs=True, prepend=first)
                 if place.where == "input"
-                else module.register_forward_hook(hook.after)
+                else module.register_forward_hook(hook.after, prepend=first)
             )
         # Last, so that a hook on the output of the block itself still counts as inside.
         for block in blocks.values():

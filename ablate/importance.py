@@ -2,184 +2,192 @@ r"""Which heads, FFNs and mixers would the loss miss first, from one forward and
 
 Every component's output is multiplied by a gate ξ = 1, one per example and token. With frozen
 weights, one backward of the loss gives every ∂L/∂ξ at once; for a head it equals Σ_d z·∂L/∂z
-(Michel et al. 2019, eq. 3; Bansal et al. 2023, eq. 8). Two conventions are in use:
+(Michel et al. 2019, eq. 3; Bansal et al. 2023, eq. 8), summed in fp32 whatever the model's dtype.
+The gate of a key/value group is one for all its heads: its gradient is the sum of theirs, token by
+token. How these become scores: `ablate.conventions`.
 
-- ``gate``: \|Σ_t ∂L/∂ξ_t\|, the effect of one gate for the whole sequence, to first order;
-- ``token``: Σ_t \|∂L/∂ξ_t\|, the sum over tokens of absolute effects (the code of Bansal et al.).
-
-The score of a component is the mean over examples of either, in nats per example: the loss of an
-example is its own mean over its label tokens, so no score depends on the batch size. Where it
-misleads: a saturated component (a head so sure of itself that its gradient vanishes) scores 0 and
-still matters; leave-one-out is the check.
+The loss of an example is its own mean over its label tokens, so no score depends on the batch size.
+On a masked model the scores are that model's: what is removed has none, whatever stands in for it.
+Where it misleads: a saturated component (a head so sure of itself that its gradient vanishes)
+scores 0 and still matters; `ablate.integrated` looks along the way to its removal, leave-one-out is
+the check.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeVar
+from dataclasses import replace
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from ablate.budget import SHARE, free_bytes, rows_that_fit, with_peak
+from ablate.answers import counts, pieces, row_losses
 from ablate.components import Component
-from ablate.hooks import execution_device
-from ablate.readout import log_p_of
+from ablate.conventions import Convention, Importance, last_layers
+from ablate.hooks import require_eval
+from ablate.masks import Mask
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from ablate.hooked import HookedModel
+    from ablate.sites import Site
     from ablate.sweep import Reading
 
-GRADIENTS = 2**27
-"""Bytes that activations kept for a backward may take on a CPU: more together are no faster."""
+__all__ = [
+    "Convention",
+    "Importance",
+    "answer_importance",
+    "gradient_importance",
+    "row_losses",
+]
 
-Convention = Literal["gate", "token"]
 Batch = TypeVar("Batch")
-
-
-@dataclass(frozen=True)
-class Importance:
-    """First-order effects of every component on every example, in nats.
-
-    Attributes:
-        components: the columns, in the model's order.
-        gate: ∂L/∂ξ of one gate for the whole sequence, signed; [example, component], fp32.
-        token: Σ_t |∂L/∂ξ_t|; [example, component], fp32.
-    """
-
-    components: tuple[Component, ...]
-    gate: Float[Tensor, "example component"]
-    token: Float[Tensor, "example component"]
-
-    def scores(self, convention: Convention = "gate") -> dict[Component, float]:
-        """Mean over examples of each component's absolute effect."""
-        means = self._effects(convention).mean(0).tolist()
-        return dict(zip(self.components, means, strict=True))
-
-    def frame(self) -> pd.DataFrame:
-        """Tidy rows: component, kind, stack, layer, convention, metric, value, stderr."""
-        import pandas as pd
-
-        rows = []
-        for convention in ("gate", "token"):
-            effects = self._effects(convention)
-            means = effects.mean(0).tolist()
-            # The standard error of one example is unknown, not zero.
-            if len(effects) > 1:
-                spreads = (effects.std(0) / len(effects) ** 0.5).tolist()
-            else:
-                spreads = [float("nan")] * len(means)
-            for component, mean, spread in zip(self.components, means, spreads, strict=True):
-                rows.append(
-                    {
-                        "component": str(component),
-                        "kind": type(component).__name__,
-                        "stack": component.stack,
-                        "layer": component.layer,
-                        "convention": convention,
-                        "metric": "importance",
-                        "value": mean,
-                        "stderr": spread,
-                    }
-                )
-        return pd.DataFrame(rows)
-
-    def _effects(self, convention: Convention) -> Float[Tensor, "example component"]:
-        return self.gate.abs() if convention == "gate" else self.token
 
 
 def gradient_importance(
     model: HookedModel,
     batches: Iterable[Batch],
     losses: Callable[[Batch], Float[Tensor, "example"]],
+    *,
+    components: Sequence[Component] | None = None,
 ) -> Importance:
-    """∂L/∂ξ of every head, FFN and mixer, for every example of `batches`.
+    """∂L/∂ξ of every head, FFN and mixer (or of `components`) for every example of `batches`.
 
     Args:
         model: the wrapped model; its weights get no gradients, and masks already in force count.
         batches: whatever `losses` accepts.
         losses: a batch → the loss of each of its examples, [example], differentiable; it calls
             the model as often as it likes, always with its examples along the first axis.
+        components: heads, key/value groups, FFNs and mixers of this model; None for all but groups.
 
-    Raises ValueError when a loss is not finite (with the example's number), and when `losses` gives
-    anything but one differentiable loss an example.
+    Raises ValueError for a component the model lacks, layers in training mode, a loss that is not
+    finite (with the example's number), and anything but one differentiable loss an example.
     """
+    require_eval(model.model, "importance")
+    chosen = chosen_components(model, components)
     gates, tokens = [], []
     count = 0
     for batch in batches:
-        with _frozen(model), torch.enable_grad(), model.gate_gradients() as gradients:
-            loss = losses(batch)
-            _require_one_each(loss)
-            _require_finite(loss.detach(), count)
-            if loss.requires_grad:
-                loss.sum().backward()
-        if not any(gradients.values()):
-            raise ValueError(
-                "the loss does not depend on any head, FFN or mixer of this model: `losses` must "
-                "call the model on the batch and return what it says of it"
-            )
-        signed, absolute = [], []
-        for site in model.sites:
-            # [batch, pos, width] per forward; a scorer may call the model more than once.
-            found = [gradient.float() for gradient in gradients[site.name]]
-            signed.append(sum((g.sum(1).cpu() for g in found), torch.zeros(1, site.width)))
-            absolute.append(sum((g.abs().sum(1).cpu() for g in found), torch.zeros(1, site.width)))
-        gates.append(torch.cat([s.expand(len(loss), -1) for s in signed], dim=1))
-        tokens.append(torch.cat([a.expand(len(loss), -1) for a in absolute], dim=1))
+        loss, gradients = backward(model, lambda batch=batch: losses(batch), before=count)
+        gate, token = effects_of(model, gradients, chosen)
+        gates.append(gate.expand(len(loss), -1))
+        tokens.append(token.expand(len(loss), -1))
         count += len(loss)
     if not count:
         raise ValueError("importance of no examples asked for: give at least one batch")
-    return Importance(model.components, torch.cat(gates), torch.cat(tokens))
+    highest = last_layers(model.components)
+    return Importance(chosen, torch.cat(gates), torch.cat(tokens), last_layers=highest)
 
 
 def answer_importance(
-    model: HookedModel, readings: Iterable[Reading], *, memory: int | None = None
+    model: HookedModel,
+    readings: Iterable[Reading],
+    *,
+    components: Sequence[Component] | None = None,
+    checkpointing: bool = False,
+    memory: int | None = None,
 ) -> Importance:
     """`gradient_importance` of what is read: the loss of a row is its mean −log p, as in
-    `ablate.effects.leave_one_out`, which it estimates.
+    `ablate.effects.leave_one_out`, which it estimates. Its tokens and predictions are counted.
 
     The examples are the rows of `readings`, in order. As many go through together as `memory`
     (bytes beyond the model; None for half of what is free) holds by the measured peak of one.
+    `checkpointing` keeps one residual stream a block for the backward and computes what is inside
+    the blocks again: less memory, for two forwards more.
+
+    Raises what `gradient_importance` raises, and ValueError for a row of which nothing is read and
+    for a model that cannot be run in parts.
     """
-    return gradient_importance(
-        model, _pieces(model, readings, memory), lambda reading: row_losses(model, reading)
+    counted = []
+
+    def losses(reading: Reading) -> Tensor:
+        return row_losses(model, reading, checkpointing=checkpointing)
+
+    def cut() -> Iterator[Reading]:
+        def run(one: Reading) -> None:
+            backward(model, lambda: losses(one))
+
+        for piece in pieces(model, readings, memory, run, checkpointing=checkpointing):
+            counted.append(counts(piece))
+            yield piece
+
+    found = gradient_importance(model, cut(), losses, components=components)
+    tokens, predictions = zip(*counted, strict=True)
+    return replace(found, tokens=torch.cat(tokens), predictions=torch.cat(predictions))
+
+
+def chosen_components(
+    model: HookedModel, components: Sequence[Component] | None
+) -> tuple[Component, ...]:
+    """Those given, or all. Raises ValueError for none and for one that the model lacks."""
+    if components is None:
+        return model.components
+    if not components:
+        raise ValueError("importance of no components asked for: give at least one, or None (all)")
+    model.expand(Mask(components))  # refuses what is not there
+    return tuple(components)
+
+
+def backward(
+    model: HookedModel,
+    losses: Callable[[], Float[Tensor, "example"]],
+    *,
+    at: Mapping[str, float] | None = None,
+    before: int = 0,
+) -> tuple[Float[Tensor, "example"], dict[str, list[Float[Tensor, "batch pos width"]]]]:
+    """One forward and backward: (losses, site name -> ∂L/∂ξ of each forward), with the gates `at`
+    these values (None: all at 1). `before` examples were run already: for messages."""
+    with _frozen(model), torch.enable_grad(), model.gate_gradients(at) as gradients:
+        loss = losses()
+        _require_one_each(loss)
+        _require_finite(loss.detach(), before)
+        if loss.requires_grad:
+            loss.sum().backward()
+    if not any(gradients.values()):
+        raise ValueError(
+            "the loss does not depend on any head, FFN or mixer of this model: `losses` must "
+            "call the model on the batch and return what it says of it"
+        )
+    return loss.detach(), gradients
+
+
+def effects_of(
+    model: HookedModel,
+    gradients: Mapping[str, Sequence[Float[Tensor, "batch pos width"]]],
+    components: Sequence[Component],
+) -> tuple[Float[Tensor, "#example component"], Float[Tensor, "#example component"]]:
+    """(Σ_t ∂L/∂ξ_t, Σ_t |∂L/∂ξ_t|) of each component, over all forwards; 0 where there is none."""
+    place, signed, absolute = {}, [], []
+    for site in model.sites:
+        offered = *site.components, *site.groups
+        place |= {component: len(place) + i for i, component in enumerate(offered)}
+        # A scorer may call the model more than once.
+        found = [_with_groups(site, gradient.float()) for gradient in gradients.get(site.name, ())]
+        none = torch.zeros(1, len(offered))
+        signed.append(sum((g.sum(1).cpu() for g in found), none))
+        absolute.append(sum((g.abs().sum(1).cpu() for g in found), none))
+    columns = [place[component] for component in components]
+    rows = max(map(len, signed))
+    gate, token = (
+        torch.cat([part.expand(rows, -1) for part in parts], 1)[:, columns]
+        for parts in (signed, absolute)
     )
+    return gate, token
 
 
-def row_losses(model: HookedModel, reading: Reading) -> Float[Tensor, "example"]:
-    """Mean −log p of what is read from each row, in nats, differentiable."""
-    log_p = log_p_of(model.model, reading.inputs, reading.positions, reading.targets, model.anatomy)
-    row = reading.positions[:, 0].to(log_p.device)
-    counts = torch.bincount(row, minlength=reading.batch)
-    return -log_p.new_zeros(reading.batch).index_add(0, row, log_p) / counts
-
-
-def _pieces(
-    model: HookedModel, readings: Iterable[Reading], memory: int | None
-) -> Iterator[Reading]:
-    """The readings in pieces of rows that fit, by the measured peak of the first row of each
-    greater length."""
-    device = execution_device(model.model)
-    config, weight = getattr(model.model, "config", None), next(model.model.parameters())
-    key = "backward", getattr(config, "_attn_implementation", None), weight.dtype
-    for reading in readings:
-        room = memory if memory is not None else int(SHARE * free_bytes(device))
-        length, per_row = model.measured.get(key, (0, 0))
-        if reading.length > length and reading.batch > 1:
-            one = reading.rows(0, 1)
-            _, per_row = with_peak(
-                lambda one=one: gradient_importance(model, [one], lambda r: row_losses(model, r)),
-                device,
-            )
-            model.measured[key] = reading.length, per_row
-        size = rows_that_fit(per_row, room, device, cache=GRADIENTS)
-        for first in range(0, reading.batch, size):
-            yield reading.rows(first, min(first + size, reading.batch))
+def _with_groups(
+    site: Site, gradient: Float[Tensor, "batch pos width"]
+) -> Float[Tensor, "batch pos offered"]:
+    """One gate moves all heads of a group: its gradient is the sum of theirs."""
+    if not site.groups:
+        return gradient
+    split = rearrange(
+        gradient, "batch pos (group head) -> batch pos group head", group=len(site.groups)
+    )
+    return torch.cat([gradient, split.sum(-1)], -1)
 
 
 def _require_one_each(loss: object) -> None:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutput
 
 from ablate.anatomy import Anatomy, Blocks, anatomy_of, base_path, find
 from ablate.calls import beside
@@ -70,3 +75,20 @@ class Part:
         for module in self.closing:
             resid = module(beside(module, resid))
         return resid
+
+
+def decoder_inputs(
+    inputs: Mapping[str, Any],
+    states: Float[Tensor, "source pos d_model"],
+    rows: Int[Tensor, "batch"] | None = None,
+) -> dict[str, Any]:
+    """The inputs of the decoder's forward, its encoder having answered with `states`, once for all
+    `rows` (None: a source each) that share it."""
+    if rows is None:
+        rows = torch.arange(len(states))
+    mask = inputs.get("attention_mask")
+    rest = {k: v for k, v in inputs.items() if k not in ("input_ids", "attention_mask")}
+    if mask is not None:
+        rest["attention_mask"] = mask[rows.to(mask.device)]
+    answer = BaseModelOutput(last_hidden_state=states[rows.to(states.device)])
+    return {**rest, "encoder_outputs": answer}

@@ -149,11 +149,7 @@ def _of_pickle(path: Path) -> dict[Component, float]:
 
 def _require_fit(path: Path, scores: Iterable[Component], model: HookedModel) -> None:
     """Each kind and stack that the file names is there in full, and the model has no other."""
-    own = _by_kind(model.components)
-    for site in model.sites:
-        if site.kind == "head":
-            groups = {KVGroup(site.layer, group, site.stack) for group in range(site.kv_groups)}
-            own.setdefault((KVGroup, site.stack), set()).update(groups)
+    own = _by_kind((*model.components, *model.kv_groups))
     found = _by_kind(scores)
     if not found:
         raise ValueError(f"{path.name} scores nothing: it has no rows")

@@ -16,8 +16,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from ablate.anatomy import Anatomy
-from ablate.parts import Part
+from ablate.anatomy import Anatomy, anatomy_of
+from ablate.components import Stack
+from ablate.parts import Part, decoder_inputs, stacks_of
 from ablate.placement import resident
 from ablate.stack import Recorded, record
 
@@ -137,13 +138,43 @@ def log_p_of(
     positions: Int[Tensor, "entry 2"],
     targets: Int[Tensor, "entry"],
     anatomy: Anatomy | None = None,
+    *,
+    checkpointing: bool = False,
 ) -> Float[Tensor, "entry"]:
-    """log p of each target at its (row, position), differentiable, from the model as it stands."""
-    n_blocks = len(Part.of(hf_model, None, anatomy).blocks)
-    recorded = record(hf_model, inputs, keep=[n_blocks], anatomy=anatomy, gradients=True)
+    """log p of each target at its (row, position), differentiable, from the model as it stands.
+
+    `checkpointing` forgets what is inside the blocks and computes it again in the backward.
+    """
+    if checkpointing:
+        recorded, resid = _checkpointed(hf_model, inputs, anatomy or anatomy_of(hf_model))
+    else:
+        n_blocks = len(Part.of(hf_model, None, anatomy).blocks)
+        recorded = record(hf_model, inputs, keep=[n_blocks], anatomy=anatomy, gradients=True)
+        resid = recorded.resid(recorded.n_blocks)
     wanted = Wanted.of(positions, targets, recorded.shape[:2])
-    logits = recorded.head(recorded.resid(recorded.n_blocks), wanted.slots)
+    logits = recorded.head(resid, wanted.slots)
     return target_log_p(logits, wanted.slot_of, wanted.targets)[0]
+
+
+def _checkpointed(
+    hf_model: nn.Module, inputs: Mapping[str, Any], anatomy: Anatomy
+) -> tuple[Recorded, Float[Tensor, "batch pos d_model"]]:
+    """(the last stack, what comes out of its blocks). Transformers' own checkpointing works in
+    training mode only, where dropout does too; here the forward is recorded without gradients, then
+    each block called again as it was called."""
+    stacks = stacks_of(hf_model, anatomy)
+    for stack in stacks[:-1]:
+        recorded, resid = _replayed(hf_model, inputs, stack, anatomy)
+        inputs = decoder_inputs(inputs, recorded.part.close(resid))
+    return _replayed(hf_model, inputs, stacks[-1], anatomy)
+
+
+def _replayed(
+    hf_model: nn.Module, inputs: Mapping[str, Any], stack: Stack, anatomy: Anatomy
+) -> tuple[Recorded, Float[Tensor, "batch pos d_model"]]:
+    recorded = record(hf_model, inputs, stack=stack, anatomy=anatomy)
+    start = recorded.resid(0)
+    return recorded, recorded.run_blocks(0, recorded.n_blocks, start, checkpoint=True)
 
 
 def target_log_p(

@@ -124,10 +124,8 @@ def _rows(reading: Reading, rows: list[int]) -> Reading:
     number = torch.full((reading.batch,), -1)
     number[kept] = torch.arange(len(rows))
     row = number[reading.positions[:, 0].cpu()]
-    # Checks, too, that the reading can be cut by rows.
-    inputs = reading.rows(0, reading.batch).inputs
     return Reading(
-        {name: value[kept.to(value.device)] for name, value in inputs.items()},
+        reading.inputs_of(kept),
         torch.stack([row, reading.positions[:, 1].cpu()], 1)[row >= 0],
         reading.targets[(row >= 0).to(reading.targets.device)],
     )

@@ -21,7 +21,7 @@ from ablate.anatomy import (
     base_path,
     find,
 )
-from ablate.components import FFN, Component, Head, Mixer, Stack
+from ablate.components import FFN, Component, Head, KVGroup, Mixer, Stack
 from ablate.remains import Absent
 
 Kind = Literal["head", "ffn", "mixer"]
@@ -62,6 +62,11 @@ class Site:
                 return (FFN(self.layer, self.stack),)
             case "mixer":
                 return (Mixer(self.layer, self.stack),)
+
+    @property
+    def groups(self) -> tuple[KVGroup, ...]:
+        """The key/value groups of its heads, in order; each has as many heads as the others."""
+        return tuple(KVGroup(self.layer, group, self.stack) for group in range(self.kv_groups))
 
 
 def _width(module: nn.Module, side: Literal["in", "out"]) -> int:

@@ -26,18 +26,17 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformers.modeling_outputs import BaseModelOutput
 
 from ablate import narrow
 from ablate.budget import SHARE, free_bytes
 from ablate.components import Component
-from ablate.hooks import execution_device, is_hooked
+from ablate.hooks import execution_device, is_hooked, require_eval
 from ablate.masks import Mask
-from ablate.parts import Part, stacks_of
+from ablate.parts import Part, decoder_inputs, stacks_of
 from ablate.placement import is_offloaded
 from ablate.readout import Wanted, read
 from ablate.sites import Site
-from ablate.stack import Recorded, record
+from ablate.stack import record
 from ablate.upward import Climb, Stage
 from ablate.variants import Child, fork
 from ablate.visits import watched
@@ -79,18 +78,32 @@ class Reading:
     def rows(self, first: int, end: int) -> Reading:
         """The reading of some of its rows: every input is cut along its first axis.
 
-        Raises ValueError for rows that share a source and for an input without a row each.
+        Raises ValueError for rows that share a source and for an input that cannot be cut.
         """
-        if self.source_rows is not None:
-            raise ValueError("rows of a reading whose rows share sources: read them all at once")
-        for name, value in self.inputs.items():
-            if not isinstance(value, Tensor) or len(value) != self.batch:
-                raise ValueError(f"input {name!r} has no entry for each of {self.batch} rows")
         row = self.positions[:, 0]
         mine = (row >= first) & (row < end)
         positions = self.positions[mine] - torch.tensor([first, 0])
-        inputs = {name: value[first:end] for name, value in self.inputs.items()}
-        return Reading(inputs, positions, self.targets[mine])
+        return Reading(self.inputs_of(slice(first, end)), positions, self.targets[mine])
+
+    def inputs_of(self, rows: slice | Int[Tensor, "row"]) -> dict[str, Any]:
+        """The inputs of some rows: what has an entry a row is cut, what all rows share is not.
+
+        Raises ValueError for rows that share a source and for an input that cannot be cut.
+        """
+        if self.source_rows is not None:
+            raise ValueError("rows of a reading whose rows share sources: read them all at once")
+        return {name: self._cut(name, value, rows) for name, value in self.inputs.items()}
+
+    def _cut(self, name: str, value: Any, rows: slice | Int[Tensor, "row"]) -> Any:
+        if isinstance(rows, slice) and rows.indices(self.batch) == (0, self.batch, 1):
+            return value
+        if value is None or isinstance(value, bool | int | float | str):
+            return value
+        if isinstance(value, Tensor) and value.ndim and len(value) == self.batch:
+            return value[rows if isinstance(rows, slice) else rows.to(value.device)]
+        if isinstance(value, Tensor) and (not value.ndim or len(value) == 1):
+            return value  # a position table for all rows
+        raise ValueError(f"input {name!r} has no entry for each of {self.batch} rows")
 
     @property
     def _ids(self) -> Tensor:
@@ -137,8 +150,7 @@ def sweep(
         raise ValueError("a sweep over no masks asked for: give at least one, such as Mask()")
     if memory is not None and memory <= 0:
         raise ValueError(f"a sweep in {memory} bytes asked for: give 1 or more, or None to measure")
-    if any(module.training for module in model.model.modules()):
-        raise ValueError("a sweep of a model in training mode asked for: call .eval() first")
+    require_eval(model.model, "a sweep")
     if isinstance(fill, str) and fill != "zero":
         raise ValueError(f"no fill {fill!r}: use 'zero', or collect one with mean_fill")
     expanded = [model.expand(mask) for mask in masks]
@@ -263,20 +275,6 @@ def _recorded(
             source_rows = rows if rows is not None else torch.arange(recorded.batch)
         stages.append(Stage(recorded, blocks, known, source_rows))
         if name == "encoder":
-            inputs = _read_by_decoder(recorded, inputs, rows)
+            states = recorded.part.close(recorded.resid(recorded.n_blocks))
+            inputs = decoder_inputs(inputs, states, rows)
     return stages
-
-
-def _read_by_decoder(
-    encoder: Recorded, inputs: Mapping[str, Any], rows: Int[Tensor, "batch"] | None
-) -> dict[str, Any]:
-    """The inputs of the decoder's forward: the encoder has run, once for all rows that share it."""
-    states = encoder.part.close(encoder.resid(encoder.n_blocks))
-    if rows is None:
-        rows = torch.arange(len(states))
-    mask = inputs.get("attention_mask")
-    rest = {k: v for k, v in inputs.items() if k not in ("input_ids", "attention_mask")}
-    if mask is not None:
-        rest["attention_mask"] = mask[rows.to(mask.device)]
-    answer = BaseModelOutput(last_hidden_state=states[rows.to(states.device)])
-    return {**rest, "encoder_outputs": answer}
