@@ -86,15 +86,16 @@ def _cli(words: Sequence[str]) -> Study:
     import tyro
 
     preset = _preset(words)
-    studies = [
+    studies: Any = [
         Annotated[
             kind,
             tyro.conf.subcommand(name, default=with_preset(kind, preset), prefix_name=False),
         ]
         for name, kind in STUDIES.items()
     ]
+    any_of: Any = Union[tuple(studies)]  # noqa: UP007 (made at run time)
     return tyro.cli(
-        Union[tuple(studies)],  # noqa: UP007 (made at run time)
+        any_of,
         prog="ablate",
         description="Studies of unmodified Hugging Face models; each runs with no option at all.",
         args=list(words),

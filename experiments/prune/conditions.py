@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any
 
 from ablate.components import FFN, Component, Head, Mixer
 from experiments.prune.measured import Key
@@ -21,13 +21,13 @@ from probes.tasks import Task, load_tasks
 if TYPE_CHECKING:
     from ablate import HookedModel
     from ablate.sweep import Reading
-    from experiments.prune.study import Pruning, Unit
+    from experiments.prune.study import Pruning
     from probes.examples import Example
     from probes.scoring import Prepared
     from probes.tasks import Split
 
 BOS = {"tokenizer": None, "always": True, "never": False}
-KINDS: dict[Unit, type] = {"heads": Head, "ffns": FFN, "mixers": Mixer}
+KINDS: dict[str, type] = {"heads": Head, "ffns": FFN, "mixers": Mixer}
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,9 +79,9 @@ class Condition:
         return rows
 
 
-def units_of(study: Pruning, model: HookedModel) -> dict[Unit, tuple[Component, ...]]:
+def units_of(study: Pruning, model: HookedModel) -> dict[str, tuple[Component, ...]]:
     """The components of every unit asked for; ValueError for one that the model has not."""
-    found: dict[Unit, tuple[Component, ...]] = {
+    found: dict[str, tuple[Component, ...]] = {
         unit: tuple(c for c in model.components if isinstance(c, kind))
         for unit, kind in KINDS.items()
     }
@@ -90,7 +90,7 @@ def units_of(study: Pruning, model: HookedModel) -> dict[Unit, tuple[Component, 
     for unit in study.units:
         if not found[unit]:
             raise ValueError(f"{model.name} has no {unit}: it has {', '.join(there)}")
-    asked = study.units or [unit for unit in there if unit != "groups"]
+    asked: Sequence[str] = study.units or [unit for unit in there if unit != "groups"]
     return {unit: found[unit] for unit in asked}
 
 
@@ -174,12 +174,12 @@ def _prepared(
 ) -> Prepared:
     # A row is an example where gradients are taken or donors stand in: no two share a beginning.
     by_row = answers_only or study.fill == "resample"
-    encoder = cast("bool", model.model.config.is_encoder_decoder)
+    config: Any = model.model.config
     return prepare(
         model,
         examples,
         answers_only=answers_only,
         bos=BOS[study.bos],
         strict=study.overlong == "refuse",
-        layout="rows" if by_row and not encoder else None,
+        layout="rows" if by_row and not config.is_encoder_decoder else None,
     )

@@ -47,12 +47,14 @@ def fills_of(study: Pruning, model: HookedModel, conditions: Sequence[Condition]
             )
             return lambda condition: lambda batch: mean
         case "resample":
-            return lambda condition: lambda batch: donor_fill(
-                model,
-                batch,
-                condition.selection.layout,
-                condition.selection,
-                torch.Generator().manual_seed(condition.key.seed),
+            return lambda condition: (
+                lambda batch: donor_fill(
+                    model,
+                    batch,
+                    condition.selection.layout,
+                    condition.selection,
+                    torch.Generator().manual_seed(condition.key.seed),
+                )
             )
 
 

@@ -18,8 +18,12 @@ if TYPE_CHECKING:
     from ablate.importance import Importance
 
 WHOLE, ALONE, GRID, EXPORTED = "whole", "alone", "grid", "exported"
-"""Values of `answers.unit` that are no unit: nothing removed, one component removed, two units, what
-an exported checkpoint does without."""
+"""Values of `answers.unit` that are no unit: nothing removed, one component, components of two
+units, what an exported checkpoint does without."""
+
+
+Units = Mapping[str, tuple["Component", ...]]
+"""The components of every unit that is pruned, in the model's order."""
 
 
 class Key(NamedTuple):
@@ -35,7 +39,7 @@ class Measured:
     """Everything the findings are made of.
 
     Attributes:
-        units: the components of each unit, in the model's order.
+        units: what was pruned.
         importance: first-order effects on the selection examples of each condition.
         groups: the text that each of those examples comes from.
         effects: exact effects on the same examples; task, shots, seed, component, doc_id, group,
@@ -52,7 +56,7 @@ class Measured:
             them; None where nothing was exported.
     """
 
-    units: Mapping[str, tuple[Component, ...]]
+    units: Units
     importance: Mapping[Key, Importance]
     groups: Mapping[Key, tuple[str, ...]]
     effects: pd.DataFrame

@@ -28,9 +28,9 @@ from ablate.components import Component, KVGroup
 from ablate.masks import Mask
 from ablate.pruning import Ranking, random_ranking, removed_count, weight_magnitudes
 from ablate.ranking_files import read_scores
-from ablate.rankings import Scores, activation_magnitudes, combined, shuffled_ties
+from ablate.rankings import Combination, Scores, activation_magnitudes, combined, shuffled_ties
 from ablate.stepwise import greedy, rescored
-from experiments.prune.measured import Key
+from experiments.prune.measured import Key, Units
 from experiments.rank_measures import spearman
 from probes.induction import head_scores, induction_scan
 from probes.readings import inputs_of
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from experiments.prune.conditions import Condition
     from experiments.prune.grading import Fills
     from experiments.prune.selection import Selection
-    from experiments.prune.study import Pruning, Unit
+    from experiments.prune.study import Pruning
     from experiments.run_folder import RunFolder
 
 SHOWN = {
@@ -49,6 +49,11 @@ SHOWN = {
     "prefix-matching": "prefix matching",
 }
 """Names of rankings where they are not those of the options."""
+AGGREGATES: Mapping[str, Combination] = {
+    "aggregate": "mean",
+    "aggregate-rank": "rank",
+    "aggregate-z": "z",
+}
 ONE_BY_ONE = 64
 """Components up to which greedy removal goes one by one; beyond, a step of --fractions at once."""
 
@@ -57,7 +62,7 @@ ONE_BY_ONE = 64
 class Order:
     """A ranking of a unit's components, and what it is called."""
 
-    unit: Unit
+    unit: str
     name: str
     ranking: Ranking
 
@@ -88,9 +93,7 @@ class Orders:
         return pd.DataFrame(rows, columns=pd.Index(names))
 
 
-def file_scores(
-    study: Pruning, model: HookedModel, units: Mapping[Unit, tuple[Component, ...]]
-) -> dict[str, Scores]:
+def file_scores(study: Pruning, model: HookedModel, units: Units) -> dict[str, Scores]:
     """The scores in --ranking-files by file name; ValueError for a file that fits no unit."""
     found: dict[str, Scores] = {}
     for path in study.ranking_files:
@@ -113,7 +116,7 @@ def orders_of(
     study: Pruning,
     folder: RunFolder,
     model: HookedModel,
-    units: Mapping[Unit, tuple[Component, ...]],
+    units: Units,
     conditions: Sequence[Condition],
     chosen: Selection,
     files: Mapping[str, Scores],
@@ -182,7 +185,7 @@ def _aggregates(
         return {}
     together = among if condition.unseen else {condition.key.task: own, **among}
     found: dict[str, Scores] = {}
-    for name, how in (("aggregate", "mean"), ("aggregate-rank", "rank"), ("aggregate-z", "z")):
+    for name, how in AGGREGATES.items():
         if name in study.rankings:
             found[SHOWN.get(name, name)] = combined(together, how)
     if "others" in study.rankings:
@@ -214,7 +217,7 @@ def _stepwise(
     study: Pruning,
     folder: RunFolder,
     model: HookedModel,
-    unit: Unit,
+    unit: str,
     components: Sequence[Component],
     condition: Condition,
     fills: Fills,
@@ -254,13 +257,13 @@ def _stepwise(
 def _task_free(
     study: Pruning,
     model: HookedModel,
-    units: Mapping[Unit, tuple[Component, ...]],
+    units: Units,
     conditions: Sequence[Condition],
     files: Mapping[str, Scores],
     induction: pd.DataFrame | None,
-) -> dict[Unit, dict[str, Scores]]:
+) -> dict[str, dict[str, Scores]]:
     """Scores that are the same for all tasks, by unit and name."""
-    found: dict[Unit, dict[str, Scores]] = {unit: {} for unit in units}
+    found: dict[str, dict[str, Scores]] = {unit: {} for unit in units}
     tables: dict[str, Scores] = {}
     if "weights" in study.rankings:
         tables["weights"] = weight_magnitudes(model)
@@ -297,7 +300,7 @@ def _induction(
     study: Pruning,
     folder: RunFolder,
     model: HookedModel,
-    units: Mapping[Unit, tuple[Component, ...]],
+    units: Units,
 ) -> pd.DataFrame | None:
     """The scan of every head where a ranking asks for it, kept."""
     wanted = {"prefix-matching", "copying"} & set(study.rankings)

@@ -17,7 +17,7 @@ from ablate.components import Component, parse_component
 from ablate.masks import Mask
 from ablate.pruning import nested_masks
 from experiments.prune.grading import scored
-from experiments.prune.measured import ALONE, GRID, WHOLE
+from experiments.prune.measured import ALONE, EXPORTED, GRID, WHOLE, Units
 
 if TYPE_CHECKING:
     from ablate import HookedModel
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from experiments.prune.conditions import Condition
     from experiments.prune.grading import Fills
     from experiments.prune.orders import Order, Orders
-    from experiments.prune.study import Pruning, Unit
+    from experiments.prune.study import Pruning
     from experiments.run_folder import RunFolder
 
 CRITICAL = 3
@@ -49,7 +49,7 @@ def reported(
     study: Pruning,
     folder: RunFolder,
     model: HookedModel,
-    units: Mapping[Unit, tuple[Component, ...]],
+    units: Units,
     conditions: Sequence[Condition],
     effects: pd.DataFrame,
     orders: Orders,
@@ -95,7 +95,7 @@ def swept_together(study: Pruning, conditions: Sequence[Condition]) -> list[list
 
 def steps(
     study: Pruning,
-    units: Mapping[Unit, tuple[Component, ...]],
+    units: Units,
     conditions: Sequence[Condition],
 ) -> int:
     """Ticks of the progress bar: batches to be swept, and one each for importance and orders."""
@@ -108,15 +108,16 @@ def steps(
 
 
 def most_costly(
-    effects: pd.DataFrame, units: Mapping[Unit, tuple[Component, ...]], count: int = CRITICAL
-) -> dict[Unit, list[Component]]:
+    effects: pd.DataFrame, units: Units, count: int = CRITICAL
+) -> dict[str, list[Component]]:
     """The components whose removal alone costs most, averaged over conditions, by unit.
 
     Equal costs (accuracies are coarse) are told apart by the rise of the loss.
     """
-    means = effects.groupby(["component", "task", "shots", "seed"])[["score_change", "loss_rise"]]
-    table = means.mean().groupby("component").mean()
-    order = table.sort_values(["score_change", "loss_rise"], ascending=[True, False]).index
+    by_condition = effects.groupby(["component", "task", "shots", "seed"])
+    means = by_condition[["score_change", "loss_rise"]].mean()
+    table = means.groupby("component").mean()
+    order = table.assign(gain=-table.loss_rise).sort_values(["score_change", "gain"]).index
     return {
         unit: [c for c in map(parse_component, map(str, order)) if c in set(components)][:count]
         for unit, components in units.items()
@@ -126,7 +127,7 @@ def most_costly(
 def _ablations(
     study: Pruning,
     orders: Sequence[Order],
-    critical: Mapping[Unit, Sequence[Component]],
+    critical: Mapping[str, Sequence[Component]],
     exported: Mask,
 ) -> Iterator[Ablation]:
     yield Ablation(Mask(), WHOLE, WHOLE)

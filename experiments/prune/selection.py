@@ -10,19 +10,20 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ablate.components import Component
-from ablate.importance import Importance, answer_importance
+from ablate.components import Component, Stack
+from ablate.conventions import Importance, last_layers
+from ablate.importance import answer_importance
 from ablate.integrated import integrated_importance
 from ablate.masks import Mask
 from experiments.prune.grading import scored
-from experiments.prune.measured import Key
+from experiments.prune.measured import Key, Units
 from experiments.prune.study import EXACT_LIMIT
 
 if TYPE_CHECKING:
     from ablate import HookedModel
     from experiments.prune.conditions import Condition
     from experiments.prune.grading import Fills
-    from experiments.prune.study import Pruning, Unit
+    from experiments.prune.study import Pruning
     from experiments.run_folder import RunFolder
 
 
@@ -39,7 +40,7 @@ def selected(
     study: Pruning,
     folder: RunFolder,
     model: HookedModel,
-    units: Mapping[Unit, tuple[Component, ...]],
+    units: Units,
     conditions: Sequence[Condition],
     fills: Fills,
     bar: Any,
@@ -117,7 +118,11 @@ def _importance(
         readings = condition.readings(model)
         if study.integrated:
             found = integrated_importance(
-                model, readings, steps=study.integrated, components=components
+                model,
+                readings,
+                steps=study.integrated,
+                components=components,
+                checkpointing=study.checkpointing,
             )
         else:
             found = answer_importance(
@@ -125,7 +130,7 @@ def _importance(
             )
         kept = _written(found)
         folder.keep(name, kept)
-    return _read(kept, components)
+    return _read(kept, tuple(components), last_layers(model.components))
 
 
 def _written(importance: Importance) -> pd.DataFrame:
@@ -143,14 +148,17 @@ def _written(importance: Importance) -> pd.DataFrame:
     ).assign(example=np.repeat(np.arange(examples), components))
 
 
-def _read(kept: pd.DataFrame, components: Sequence[Component]) -> Importance:
+def _read(
+    kept: pd.DataFrame, components: tuple[Component, ...], last: Mapping[Stack, int]
+) -> Importance:
     def column(name: str) -> torch.Tensor:
         return torch.from_numpy(kept[name].to_numpy().reshape(-1, len(components)).copy())
 
     return Importance(
-        tuple(components),
+        components,
         column("gate"),
         column("token"),
         column("tokens")[:, 0],
         column("predictions")[:, 0],
+        last,
     )

@@ -8,13 +8,12 @@ examples then say what that mask costs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from ablate.components import Component
 from ablate.export import export, sizes_and_speed
 from ablate.masks import Mask
 from ablate.pruned import require_removable
@@ -27,11 +26,12 @@ if TYPE_CHECKING:
     from ablate import HookedModel
     from experiments.prune.conditions import Condition
     from experiments.prune.grading import Fills
+    from experiments.prune.measured import Units
     from experiments.prune.selection import Selection
-    from experiments.prune.study import Pruning, Unit
+    from experiments.prune.study import Pruning
     from experiments.run_folder import RunFolder
 
-EXPORTABLE: tuple[Unit, ...] = ("heads", "groups", "ffns")
+EXPORTABLE: tuple[str, ...] = ("heads", "groups", "ffns")
 SIZES = "export-sizes"
 """Shard of a checkpoint that is written and measured."""
 
@@ -40,7 +40,7 @@ def require_exportable(
     study: Pruning,
     folder: RunFolder,
     model: HookedModel,
-    units: Mapping[Unit, tuple[Component, ...]],
+    units: Units,
 ) -> None:
     """Refuse, before any work, an export that would fail after it."""
     if study.export is None:
@@ -66,7 +66,7 @@ def mask_to_export(
     study: Pruning,
     folder: RunFolder,
     model: HookedModel,
-    units: Mapping[Unit, tuple[Component, ...]],
+    units: Units,
     conditions: Sequence[Condition],
     chosen: Selection,
     fills: Fills,

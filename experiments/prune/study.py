@@ -185,6 +185,7 @@ class Pruning(ModelOptions):
         from experiments.prune.reporting import reported, steps
         from experiments.prune.selection import selected
         from experiments.prune.smaller import mask_to_export, require_exportable, written
+        from probes.induction import summary
 
         model = self.load_model()
         units = units_of(self, model)
@@ -208,13 +209,14 @@ class Pruning(ModelOptions):
             rankings=orders.frame,
             partners=orders.partners,
             answers=answers,
-            induction=orders.induction,
+            induction=None if orders.induction is None else summary(orders.induction),
             chances={c.key.task: c.chance for c in conditions},
             truncated=sum(c.truncated for c in conditions),
             exported=written(self, folder, model, gone, conditions),
         )
         findings = findings_of(self, measured)
         answers.to_parquet(folder.path / "examples.parquet", index=False)
+        orders.frame.to_parquet(folder.path / "rankings.parquet", index=False)
         return folder.finish(
             findings.outcome, findings.metrics, figures=figures(findings), report=report(findings)
         )
