@@ -4,6 +4,9 @@ For a pattern A[head, query, key] and a Boolean relation R[query, key] the atten
 head is the mean over the queries that have a target of Σ_key A·R. Prefix matching is the mass on
 the token that followed each earlier occurrence of the query's token (Olsson et al. 2022; Bansal
 et al. 2023, Algorithm 1). Targets come from token equality, never from index arithmetic.
+
+R is given as a Boolean, or, where few keys are targets, as a list of keys for every query, filled
+up with −1: the same relation in T·m numbers instead of T².
 """
 
 from __future__ import annotations
@@ -31,3 +34,28 @@ def attention_mass(
     )
     queries = targets.any(-1).sum(-1)
     return mass / queries.clamp(min=1)[:, None]
+
+
+def earlier_occurrences(tokens: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch query entry"]:
+    """The positions before q that hold the same token as q, latest first; −1 where there is none.
+
+    As many entries as the most frequent token has earlier occurrences.
+    """
+    order = tokens.argsort(dim=-1, stable=True)  # equal tokens side by side, by position
+    ordered = tokens.gather(-1, order)
+    none = torch.full_like(order[:, :1], -1)
+    before = torch.where(ordered[:, 1:] == ordered[:, :-1], order[:, :-1], -1)
+    latest = torch.empty_like(order).scatter(-1, order, torch.cat([none, before], dim=-1))
+    entries = []
+    occurrence = latest
+    while (occurrence >= 0).any():
+        entries.append(occurrence)
+        again = latest.gather(-1, occurrence.clamp(min=0))
+        occurrence = torch.where(occurrence >= 0, again, -1)
+    return torch.stack(entries, dim=-1) if entries else none[..., None].expand(*tokens.shape, 1)
+
+
+def induction_keys(tokens: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch query entry"]:
+    """`induction_targets` as a list of keys for every query."""
+    occurred = earlier_occurrences(tokens)
+    return torch.where(occurred >= 0, occurred + 1, -1)

@@ -7,7 +7,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from probes.attention import attention_mass, induction_targets
+from probes.attention import (
+    attention_mass,
+    earlier_occurrences,
+    induction_keys,
+    induction_targets,
+)
 from probes.sequences import ordinary_tokens, repeated_random_tokens, spread_lengths
 
 
@@ -18,6 +23,22 @@ def test_targets_equal_the_plain_loop(ids: list[int]):
         for k in range(len(ids)):
             expected = 1 <= k <= q and ids[k - 1] == ids[q]
             assert bool(targets[q, k]) == expected, (ids, q, k)
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=12))
+def test_key_lists_are_the_same_relations(ids: list[int]):
+    tokens = torch.tensor([ids, ids[::-1]])
+    targets, keys, earlier = (
+        induction_targets(tokens),
+        induction_keys(tokens),
+        earlier_occurrences(tokens),
+    )
+    for row, q in torch.cartesian_prod(torch.arange(2), torch.arange(len(ids))).tolist():
+        here = [k for k in earlier[row, q].tolist() if k >= 0]
+        expected = [k for k in range(q - 1, -1, -1) if tokens[row, k] == tokens[row, q]]
+        assert here == expected
+        marked = targets[row, q].nonzero().flatten().tolist()
+        assert sorted(k for k in keys[row, q].tolist() if k >= 0) == marked
 
 
 def test_a_perfect_induction_head_scores_one_and_a_bos_head_zero():

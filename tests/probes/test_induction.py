@@ -1,0 +1,253 @@
+"""The scan: heads whose scores are known, equality with plain loops, every family, bad input."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+import torch
+
+from ablate import Head, HookedModel, Mask
+from ablate.pruning import ranked
+from probes.copying import output_weights
+from probes.induction import head_scores, induction_scan, summary
+from probes.repeats import drawn
+from tests.families import ENCODERS, FAMILIES, TWO_STACKS, output_of, tiny
+from tests.induction_model import (
+    POSITION,
+    POSITIONS,
+    PREDICTION,
+    TOKEN,
+    _copy,
+    _match,
+    induction_opt,
+)
+
+SCORES = (
+    "prefix_matching",
+    "duplicate_token",
+    "previous_token",
+    "first_position",
+    "copying",
+    "prefix_matching_control",
+)
+
+
+def means(model: HookedModel, length: int = 6, **options: object) -> pd.DataFrame:
+    frame = induction_scan(model, lengths=(length,), repeats=4, seeds=range(3), **options)
+    return summary(frame).set_index("component")
+
+
+def test_the_hand_written_circuit():
+    table = means(HookedModel(induction_opt()))
+    # The planted head matches; where copies 2, 3, 4 have 1, 2, 3 earlier ones it finds them all.
+    assert table.loc["L1H1", "prefix_matching"] == pytest.approx(1, abs=1e-3)
+    assert table.loc["L0H0", "previous_token"] == pytest.approx(1, abs=1e-3)
+    # Heads without weights attend evenly: c earlier copies of q + 1 positions.
+    queries = range(7, 25)
+    even = sum(((q - 1) // 6) / (q + 1) for q in queries) / 18
+    for name in ("L0H1", "L0H2", "L1H0", "L1H2"):
+        assert table.loc[name, "prefix_matching"] == pytest.approx(even, abs=1e-6)
+        assert table.loc[name, "prefix_matching_control"] == pytest.approx(even, abs=1e-6)
+        assert table.loc[name, "duplicate_token"] == pytest.approx(even, abs=1e-6)
+        first = sum(1 / (q + 1) for q in range(1, 25)) / 24
+        assert table.loc[name, "first_position"] == pytest.approx(first, abs=1e-6)
+        assert table.loc[name, "previous_token"] == pytest.approx(first, abs=1e-6)
+        assert table.loc[name, "copying"] == -1  # writes nothing
+    assert table.loc["L0H0", "copying"] == -1  # writes where nobody reads the logits
+
+
+def planted(offset: int) -> HookedModel:
+    """L0H1 attends to itself and writes its token; L0H2 attends `offset` back, writes nothing."""
+    model = induction_opt()
+    first = model.model.decoder.layers[0].self_attn
+    with torch.no_grad():
+        _match(first, 1, POSITION, POSITION, torch.eye(POSITIONS), 60.0)
+        _copy(first, 1, TOKEN, PREDICTION)
+        _match(first, 2, POSITION, POSITION, torch.eye(POSITIONS).roll(offset, dims=0), 60.0)
+    return HookedModel(model)
+
+
+def test_a_copier_that_does_not_match_and_a_matcher_that_does_not_copy():
+    table = means(planted(5))
+    assert table.loc["L0H1", "copying"] == pytest.approx(1, abs=1e-5)
+    assert table.loc["L0H1", "prefix_matching"] < 1e-3
+    assert table.loc["L0H2", "prefix_matching"] == pytest.approx(1, abs=1e-3)
+    assert table.loc["L0H2", "copying"] == -1
+
+
+def test_a_fixed_offset_is_told_by_the_control_and_by_other_lengths():
+    model = planted(5)
+    table = means(model)
+    assert table.loc["L0H2", "prefix_matching_control"] == pytest.approx(1, abs=1e-3)
+    assert table.loc["L1H1", "prefix_matching_control"] < 0.2
+    assert means(model, length=5).loc["L0H2", "prefix_matching"] < 1e-3
+
+
+@pytest.mark.parametrize(
+    "family", ["opt", "gpt2", "llama", "bloom", "gemma2", "jamba", "falcon_h1"]
+)
+def test_scores_equal_loops_over_eager_patterns(family: str):
+    lengths, seeds, repeats = (5, 7), (3, 4), 3
+    frame = induction_scan(HookedModel(tiny(family)), lengths=lengths, seeds=seeds, repeats=repeats)
+    eager = HookedModel(tiny(family, attention="eager"))
+    sites = [s for s in eager.sites if s.kind == "head"]
+    names = [s.name.replace("hook_z", "hook_pattern") for s in sites] + [s.name for s in sites]
+    checked = 0
+    for rows in drawn(eager, lengths, repeats, seeds, 1):
+        cells = frame[(frame["length"] == rows.length) & (frame["seed"] == rows.seeds[0])]
+        cells = cells.set_index(["component", "score"])["value"]
+        found = []
+        for tokens in (rows.repeated[""], rows.distinct[""]):
+            with eager.capture(names) as cache:
+                output_of(eager.model, {"input_ids": tokens})
+            found.append(dict(cache))
+        repeated, distinct = (rows.repeated[""][0].tolist(), rows.distinct[""][0].tolist())
+        n = len(repeated)
+        for site in sites:
+            name = site.name.replace("hook_z", "hook_pattern")
+            for h, component in enumerate(site.components):
+                a, b = found[0][name][0, h].tolist(), found[1][name][0, h].tolist()
+                after, control, same = [], [], []
+                for q in range(n):
+                    earlier = [k for k in range(q) if repeated[k] == repeated[q]]
+                    if earlier:
+                        after.append(sum(a[q][k + 1] for k in earlier))
+                        control.append(sum(b[q][k + 1] for k in earlier))
+                        same.append(sum(a[q][k] for k in earlier))
+                expected = {
+                    "prefix_matching": sum(after) / len(after),
+                    "prefix_matching_control": sum(control) / len(control),
+                    "duplicate_token": sum(same) / len(same),
+                    "previous_token": sum(a[q][q - 1] for q in range(1, n)) / (n - 1),
+                    "first_position": sum(a[q][0] for q in range(1, n)) / (n - 1),
+                    "copying": copying_by_loops(eager, site, h, found[1], distinct, b),
+                }
+                assert set(expected) == set(SCORES)
+                for score, value in expected.items():
+                    assert cells[str(component), score] == pytest.approx(value, abs=1e-5), score
+                    checked += 1
+    assert checked == len(frame)
+
+
+def copying_by_loops(model, site, h, cache, ids, pattern) -> float:
+    w_o, _ = output_weights(model, site)
+    written = cache[site.name][0, :, h] @ w_o[h]
+    logits = (written @ model.model.get_output_embeddings().weight.detach().T).tolist()
+    shares = []
+    for j in range(1, len(ids)):
+        seen = [logits[j][ids[k]] for k in range(j + 1)]
+        raised = [max(x - sum(seen) / len(seen), 0) for x in seen]
+        most = max(range(j + 1), key=lambda k: pattern[j][k])
+        shares.append(raised[most] / sum(raised) if sum(raised) else 0)
+    return 2 * sum(shares) / len(shares) - 1
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_is_scanned_or_refused_by_name(family: str):
+    model = HookedModel(tiny(family))
+    if "mamba" in family:
+        with pytest.raises(ValueError, match=f"{model.name} has no attention"):
+            induction_scan(model)
+        return
+    frame = induction_scan(model, seeds=(0,))
+    stacks = {"encoder", "decoder"} if family in TWO_STACKS else {""}
+    assert set(frame["stack"]) == stacks
+    heads = [str(head) for head in model.heads if head.stack in stacks]
+    assert list(frame["component"].unique()) == heads
+    assert set(frame["score"]) == set(SCORES) - ({"copying"} if family in ENCODERS else set())
+    masses = frame[frame["score"] != "copying"]["value"]
+    assert masses.between(0, 1 + 1e-5).all()
+    assert frame["value"].between(-1, 1 + 1e-5).all()
+
+
+def test_seeds_and_batches():
+    model = HookedModel(tiny("llama"))
+    whole = induction_scan(model, seeds=range(5), lengths=(4, 9))
+    keys = ["component", "seed", "length", "score"]
+    again = induction_scan(model, seeds=range(5), lengths=(4, 9), batch=2)
+    assert set(map(tuple, whole[keys].values)) == set(map(tuple, again[keys].values))
+    ours = whole.set_index(keys)["value"]
+    assert (again.set_index(keys)["value"] - ours).abs().max() < 1e-6
+    alone = induction_scan(model, seeds=(3,), lengths=(4, 9)).set_index(keys)["value"]
+    assert (alone - ours[alone.index]).abs().max() < 1e-6
+    other = induction_scan(model, seeds=(7,), lengths=(4, 9))
+    assert other["value"].tolist() != alone.tolist()
+    pd.testing.assert_frame_equal(whole, induction_scan(model, seeds=range(5), lengths=(4, 9)))
+
+
+def test_offload_and_half_precision(tmp_path):
+    from accelerate import disk_offload
+
+    options = {"seeds": range(2), "lengths": (6,)}
+    whole = induction_scan(HookedModel(tiny("llama")), **options)
+    offloaded = tiny("llama")
+    disk_offload(offloaded, tmp_path)
+    pd.testing.assert_frame_equal(induction_scan(HookedModel(offloaded), **options), whole)
+    half = induction_scan(HookedModel(tiny("llama", dtype=torch.bfloat16)), **options)
+    masses = whole["score"] != "copying"
+    assert (half["value"] - whole["value"])[masses].abs().max() < 2e-2
+
+
+def test_masks_in_force_count():
+    model = HookedModel(induction_opt())
+    with model.ablated(Mask([Head(0, 0)])):
+        blind = means(model)
+    assert blind.loc["L1H1", "prefix_matching"] < 0.2
+    assert means(model).loc["L1H1", "prefix_matching"] > 0.99
+
+
+def test_summary_and_rankings():
+    model = HookedModel(induction_opt())
+    frame = induction_scan(model, lengths=(4, 6), seeds=range(3))
+    table = summary(frame)
+    assert list(table["component"]) == [str(head) for head in model.heads]
+    cell = frame[(frame["component"] == "L1H1") & (frame["score"] == "copying")]
+    by_seed = cell.groupby("seed")["value"].mean()
+    row = table.set_index("component").loc["L1H1"]
+    assert row["copying"] == pytest.approx(by_seed.mean())
+    assert row["copying_stderr"] == pytest.approx(by_seed.sem())
+    scores = head_scores(frame, "prefix_matching")
+    assert list(scores) == list(model.heads)
+    assert ranked(scores)[-1] == Head(1, 1)
+    assert scores[Head(1, 1)] == pytest.approx(row["prefix_matching"])
+    with pytest.raises(
+        ValueError, match="no score 'matching' in this scan: it has prefix_matching"
+    ):
+        head_scores(frame, "matching")
+
+
+def test_bad_input_is_one_clear_line():
+    model = HookedModel(tiny("opt"))
+    for options, message in (
+        (
+            {"lengths": (16,)},
+            "4 copies of 16 tokens asked for: .* 64 tokens; give lengths up to 15",
+        ),
+        (
+            {"lengths": (14,), "vocabulary": torch.arange(5, 60)},
+            "4 · 14 distinct tokens.* up to 13",
+        ),
+        ({"repeats": 1}, "at least 2"),
+        ({"seeds": ()}, "at least one seed"),
+        ({"lengths": (0,)}, "1 or more"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            induction_scan(model, **options)
+    model.model.train()
+    with pytest.raises(ValueError, match="training mode"):
+        induction_scan(model)
+    roberta = HookedModel(tiny("roberta", max_position_embeddings=34))
+    with pytest.raises(ValueError, match="33 tokens"):
+        induction_scan(roberta, lengths=(11,), repeats=3)
+    induction_scan(roberta, lengths=(10,), repeats=3)
+
+
+def test_tokens_come_from_the_tokenizer(tokenizer):
+    model = HookedModel(tiny("opt", vocab_size=320), tokenizer)
+    (rows,) = drawn(model, (5,), 4, (0, 1), 8)
+    assert (rows.repeated[""][:, 0] == tokenizer.bos_token_id).all()
+    special = set(tokenizer.all_special_ids)
+    assert not special & set(rows.distinct[""][:, 1:].flatten().tolist())
+    assert all(len(set(row.tolist())) == 21 for row in rows.distinct[""])
+    (rows,) = drawn(model, (5,), 4, (0,), 8, bos=None)
+    assert rows.repeated[""].shape == (1, 20)
