@@ -27,14 +27,29 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 INK, FAINT, GRID, PAPER = "#1f2933", "#6b7785", "#e4e8ec", "#ffffff"
 BLUE, ORANGE, GREEN, RED = "#0072b2", "#e69f00", "#009e73", "#d55e00"
 PINK, SKY, GREY = "#cc79a7", "#56b4e9", "#8a94a0"
+PURPLE, BROWN = "#6a4c93", "#7f5f3f"
 CYCLE = (BLUE, RED, GREEN, ORANGE, PINK, SKY)
 MARKERS = ("o", "s", "D", "^", "v", "P")
 KNOWN: Mapping[str, tuple[str, str]] = {
     "importance": (BLUE, "o"),
+    "exact": (GREEN, "D"),
+    "greedy": (RED, "^"),
+    "re-scored": (SKY, "v"),
+    "weights": (ORANGE, "s"),
     "magnitude": (ORANGE, "s"),
+    "activations": (PINK, "P"),
+    "prefix matching": (PURPLE, "X"),
+    "copying": (BROWN, "d"),
+    "aggregate": (PINK, "h"),
+    "aggregate (rank)": (PURPLE, "p"),
+    "aggregate (z)": (BROWN, "<"),
+    "others": (GREEN, ">"),
+    "highest partner": (SKY, "^"),
+    "lowest partner": (RED, "v"),
     "random": (GREY, ""),
 }
-"""Colour and marker of the rankings that every pruning figure shows; others take the cycle's."""
+"""Colour and marker of known rankings, alike in all figures; others take the cycle's. Rankings that
+know other tasks have colours of their own among themselves and beside importance."""
 WIDTH, HEIGHT = 4.6, 3.3
 """Inches of one panel; two fill a README's width."""
 
@@ -110,15 +125,16 @@ def head_heatmap(
     label: str = "",
     limits: tuple[float, float] | None = None,
     signed: bool = False,
+    flipped: bool = False,
     digits: int | None = None,
     ax: Axes | None = None,
 ) -> Axes:
     """Layers x heads, one cell a head, from the columns `layer`, `head` and `value`.
 
     `limits` fix the colour range, so that panels compare; without, they are the scores' own,
-    from 0 if nothing is below it. `signed` centres the range on 0. Cells carry their number when
-    there are at most 100 (`digits` decimals; by the range if None). A layer may lack heads: those
-    cells are hatched. ValueError if a head has two rows.
+    from 0 if nothing is below it. `signed` centres the range on 0, blue above it (`flipped`: below).
+    Cells carry their number when there are at most 100 (`digits` decimals; by the range if None). A
+    layer may lack heads: those cells are hatched. ValueError if a head has two rows.
     """
     if scores.duplicated(["layer", "head"]).any():
         raise ValueError(f"several rows for one head: give one {value} for each layer and head")
@@ -135,7 +151,7 @@ def head_heatmap(
         _hatch(ax, matrix)
         image = ax.imshow(
             np.ma.masked_invalid(matrix),
-            cmap=DIVERGING if signed else SEQUENTIAL,
+            cmap=(DIVERGING.reversed() if flipped else DIVERGING) if signed else SEQUENTIAL,
             vmin=low,
             vmax=high,
             aspect="auto",

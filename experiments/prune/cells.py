@@ -154,7 +154,7 @@ def cells_of(answers: pd.DataFrame, generator: np.random.Generator) -> Cells:
     missing = sorted(set(rest["seed"]) - set(whole["seed"]))
     answers = pd.concat([whole, *(whole.assign(seed=seed) for seed in missing), rest])
     keys, sums, counts, weights = [], {}, {}, {}
-    for task, rows in answers.groupby("task", sort=True, observed=True):
+    for task, rows in answers.groupby("task", sort=False, observed=True):
         cell = rows.groupby(CELL, sort=True, observed=True).ngroup().to_numpy()
         text, labels = pd.factorize(rows["group"])
         found = rows[CELL].assign(row=cell).drop_duplicates("row").sort_values("row")

@@ -255,6 +255,11 @@ def signed(value: float, decimals: int = 1) -> str:
     return f"{value:+.{decimals}f}".replace("-", "−")
 
 
+def shots_of(number: float) -> str:
+    """`1 shot`, `5 shots`."""
+    return f"{number:.0f} shot{'' if number == 1 else 's'}"
+
+
 def listed(words: list[str]) -> str:
     """`a, b and c`."""
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"

@@ -42,9 +42,17 @@ class Sample(NamedTuple):
 
 
 def per_example(importance: Importance, convention: str) -> Float[np.ndarray, "example component"]:
-    """Absolute effects of every component on every example, by a convention of the study."""
-    effects = importance.gate.abs() if convention == "gate" else importance.token
-    return effects.double().cpu().numpy()
+    """Absolute effects whose mean over examples is the score in a convention of the study.
+
+    The reference's scores are ratios of sums: here each example's part of them, the divisor given.
+    """
+    effects = (importance.gate.abs() if convention == "gate" else importance.token).double()
+    if convention == "reference":
+        scores = importance.scores("reference")
+        score = effects.new_tensor([scores[c] for c in importance.components])
+        # What has no effect anywhere has no part of a score of 0.
+        effects = effects * (score / effects.mean(0).clamp_min(1e-300))
+    return effects.cpu().numpy()
 
 
 def samples(measured: Measured, unit: str, convention: str) -> list[Sample]:
@@ -248,7 +256,7 @@ def capacity(
         for shots in _shots(importance, "heads"):
             scores = mean_importance(importance, "heads", shots)
             order = sorted(clipped, key=lambda head, scores=scores: scores[str(head)])
-            rankings[f"{shots} shots"] = order
+            rankings[f"{shots} shot{'' if shots == 1 else 's'}"] = order
         table = capacity_retained(clipped, rankings, generator)
         tables.append(table.assign(score=score))
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()

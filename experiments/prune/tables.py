@@ -70,7 +70,7 @@ def removable_table(cells: Cells, totals: Mapping[str, int], tolerance: float) -
     share_low, share_high.
     """
     shots = sorted({int(s) for s in cells.keys["shots"]})
-    tasks = sorted(set(cells.keys["task"]))
+    tasks = list(dict.fromkeys(cells.keys["task"]))
     rows = []
     for at in [None, *(shots if len(shots) > 1 else [])]:
         within = None if at is None else [(task, at) for task in tasks]
@@ -177,7 +177,7 @@ def grid_table(cells: Cells, totals: Mapping[str, int]) -> pd.DataFrame:
     if not rankings_of(cells, "grid") or not {"heads", "ffns"} <= set(totals):
         return pd.DataFrame()
     shots = sorted({int(s) for s in cells.keys["shots"]})
-    tasks = sorted(set(cells.keys["task"]))
+    tasks = list(dict.fromkeys(cells.keys["task"]))
     tables = []
     for at in [None, *shots]:
         within = None if at is None else [(task, at) for task in tasks]
