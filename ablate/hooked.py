@@ -4,7 +4,7 @@
 
     ablated(mask)   z_h ← 0 (or a fill) for every removed head, likewise FFN and mixer branches
     gated(gates)    z_h ← g_h z_h with your own tensors g; leaves receive gradients
-    gate_gradients() ∂L/∂g of a gate of 1 on every branch and token, without gates
+    gate_gradients() ∂L/∂g of a gate on every branch and token, without gate tensors
     capture(names)  keeps activations under TransformerLens' names
 
 The model object is never modified, moved, subclassed or replaced, so `generate`, `Trainer`,
@@ -217,6 +217,8 @@ class HookedModel:
         Yields site name -> [∂L/∂g, [batch, pos, width], one a forward so far], filled by the
         backward: ∂L/∂g = Σ_d z·∂L/∂(g·z). Batches may differ in shape. The gates come before the
         edits of contexts entered earlier: a component removed there has no gradient.
+
+        Raises ValueError for an unknown site.
         """
         gates = {site.name: 1.0 for site in self.sites} if at is None else at
         by_name = {site.name: site for site in self.sites}

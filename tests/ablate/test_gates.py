@@ -178,6 +178,21 @@ def test_gates_that_do_not_fit_are_refused(name, shape, message):
         pass
 
 
+@pytest.mark.parametrize("value", [1.0, 0.3])
+def test_gate_gradients_at_a_value_equal_those_of_gates_there(value):
+    """One site's gates stand elsewhere; no other site is watched."""
+    model = HookedModel(frozen(tiny("falcon")))
+    inputs = inputs_for(model.model)
+    name = "blocks.0.hook_mlp_out"  # Falcon adds into it in place
+    given = gradients(model, inputs, {name: torch.full((2, 9), value, requires_grad=True)})
+    with model.gate_gradients({name: value}) as found:
+        loss_of(model.model, inputs).backward()
+    assert list(found) == [name]
+    assert torch.allclose(found[name][0][..., 0], given[name], rtol=1e-5, atol=1e-7)
+    with pytest.raises(ValueError, match="no hook point blocks.9.hook_mlp_out in falcon"):
+        model.gate_gradients({"blocks.9.hook_mlp_out": 1.0}).__enter__()
+
+
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("gate", [0.5, [1.0, 0.0, 1.0, 1.0], None])
 def test_gates_that_are_no_tensors_are_refused(gate):

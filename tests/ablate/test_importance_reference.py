@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ablate import FFN, Head, HookedModel, Reading
 from ablate.conventions import Importance
@@ -36,7 +38,7 @@ def padded_reading(side: str = "right") -> Reading:
     return Reading(inputs, torch.tensor(positions), torch.stack(targets))
 
 
-def by_hand(hf_model: nn.Module) -> list[list[float]]:
+def by_hand(hf_model: Any) -> list[list[float]]:
     """[layer][head]: the reference's loop, from the model's own modules and nothing of ours."""
     layers = hf_model.model.decoder.layers
     sums = [[0.0] * HEADS for _ in layers]
@@ -57,6 +59,7 @@ def by_hand(hf_model: nn.Module) -> list[list[float]]:
         torch.nn.functional.cross_entropy(logits[-labels:], row[-labels:]).backward()
         hf_model.zero_grad()
         for number, value in seen.items():
+            assert value.grad is not None
             z, gradient = value.detach()[0].tolist(), value.grad[0].tolist()
             d_head = value.shape[-1] // HEADS
             for position in range(len(row) - 1):
@@ -114,6 +117,13 @@ def test_two_stacks_have_a_last_layer_each_and_count_the_decoders_tokens():
         divisor = 3 if component.layer == 1 else 12  # two layers in either stack
         total = float(importance.token[:, column].sum())
         assert scores[component] == pytest.approx(total / divisor, rel=1e-6)
+
+
+def test_cross_attention_is_in_the_decoders_layers():
+    components = (Head(1, 0, "cross"), Head(2, 0, "decoder"), Head(1, 0, "encoder"))
+    ones = torch.ones(2, 3)
+    found = Importance(components, ones, ones, torch.tensor([10, 20]), torch.tensor([1, 2]))
+    assert list(found.scores("reference").values()) == pytest.approx([2 / 30, 2 / 3, 2 / 3])
 
 
 def drawn(examples: int) -> Importance:
