@@ -15,7 +15,7 @@ import re
 import sys
 from collections.abc import Sequence
 from itertools import groupby
-from typing import Annotated, Union
+from typing import Annotated, Any, Union
 
 from experiments.bench.study import Bench
 from experiments.config import with_preset

@@ -22,7 +22,7 @@ from __future__ import annotations
 from bisect import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -269,15 +269,7 @@ def grade(
     """The frame of `score` from the log-likelihoods of all choices; `mask` is named in errors."""
     import pandas as pd
 
-    bad = np.flatnonzero(~np.isfinite(values))
-    if len(bad):
-        owner = bisect(prepared.offsets, bad[0]) - 1
-        under = f" under the mask {mask}" if mask else ""
-        raise ValueError(
-            f"the log-likelihood of choice {bad[0] - prepared.offsets[owner]} of "
-            f"{_called(prepared.examples[owner])} is {values[bad[0]]}{under}: "
-            "check the weights and the dtype (float16 overflows)"
-        )
+    _require_finite(prepared, values, mask)
     rows = []
     for i, example in enumerate(prepared.examples):
         first, last = prepared.offsets[i], prepared.offsets[i + 1]
@@ -297,6 +289,40 @@ def grade(
         )
     frame = pd.DataFrame(rows)
     return frame.assign(acc_all=all_right(prepared.examples, frame.acc.to_numpy()))
+
+
+def task_scores(
+    prepared: Prepared,
+    values: Float[np.ndarray, "choice"],
+    greedy: Bool[np.ndarray, "choice"],
+    *,
+    mask: Mask | None = None,
+) -> Float[np.ndarray, "example"]:
+    """What a task reports of each example, as `grade` has it: `acc_all` (nan at all but the first
+    example of a question) if it asks whole questions, else `acc`."""
+    _require_finite(prepared, values, mask)
+    bounds = pairwise(prepared.offsets)
+    marks = [
+        example.marks(values[first:last], greedy[first:last])[1]
+        for example, (first, last) in zip(prepared.examples, bounds, strict=True)
+    ]
+    acc = np.array([of_example.get("acc", float("nan")) for of_example in marks])
+    by_question = all_right(prepared.examples, acc)
+    return acc if np.isnan(by_question).all() else by_question
+
+
+def _require_finite(
+    prepared: Prepared, values: Float[np.ndarray, "choice"], mask: Mask | None
+) -> None:
+    bad = np.flatnonzero(~np.isfinite(values))
+    if len(bad):
+        owner = bisect(prepared.offsets, bad[0]) - 1
+        under = f" under the mask {mask}" if mask else ""
+        raise ValueError(
+            f"the log-likelihood of choice {bad[0] - prepared.offsets[owner]} of "
+            f"{_called(prepared.examples[owner])} is {values[bad[0]]}{under}: "
+            "check the weights and the dtype (float16 overflows)"
+        )
 
 
 def summarise(frame: pd.DataFrame) -> pd.DataFrame:

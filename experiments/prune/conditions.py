@@ -7,7 +7,7 @@ side, drawn by the seed, and a reporting side, which all seeds share but for the
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ablate.components import FFN, Component, Head, Mixer
@@ -37,6 +37,7 @@ class Condition:
     Attributes:
         selection: with all their choices.
         answers: the same examples with their right answers only, an example a row: for gradients.
+        right: the same again, with what they share read once: for many masks.
         test: the reporting examples; one object for all seeds that ask the same prompts.
         unseen: whether the task stays out of every aggregate.
     """
@@ -44,6 +45,7 @@ class Condition:
     key: Key
     selection: Prepared
     answers: Prepared
+    right: Prepared
     test: Prepared
     unseen: bool
 
@@ -110,6 +112,7 @@ def conditions_of(study: Pruning, model: HookedModel) -> list[Condition]:
                         Key(test.name, shots, seed),
                         _prepared(study, model, selection.examples),
                         _answers(study, model, selection, seed),
+                        _prepared(study, model, [_right(e) for e in selection.examples]),
                         tests[prompts],
                         unseen,
                     )
@@ -163,6 +166,22 @@ def _answers(study: Pruning, model: HookedModel, task: Task, seed: int) -> Prepa
     if study.convention == "reference" and study.leading_space and task.name in UNSPACED:
         (task,) = _loaded(study, [task.name], task.shots, seed, "selection", leading_space=False)
     return _prepared(study, model, task.examples, answers_only=True)
+
+
+def _right(example: Example) -> Example:
+    """The question with its right answer as the only choice."""
+    context, choice = example.pairs[example.gold]
+    return replace(
+        example,
+        context=context,
+        choices=(choice,),
+        gold=0,
+        contexts=(),
+        lengths=(),
+        golds=(),
+        grade=None,
+        question=None,
+    )
 
 
 def _prepared(

@@ -7,22 +7,22 @@ wrong: MultiRC's is `acc_all`, a whole question (nan at its other answers), all 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import pandas as pd
 import torch
+from jaxtyping import Bool, Float
+from numpy.typing import NDArray
 
 from ablate.fills import mean_fill
 from experiments.prune.kept_sweeps import kept_log_likelihoods
 from probes.donors import donor_fill
 from probes.readings import inputs_of
-from probes.scoring import grade
+from probes.scoring import task_scores
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from ablate import Fill, HookedModel, Mask
     from experiments.prune.conditions import Condition
     from experiments.prune.study import Pruning
@@ -58,6 +58,23 @@ def fills_of(study: Pruning, model: HookedModel, conditions: Sequence[Condition]
             )
 
 
+@dataclass(frozen=True, eq=False)
+class Graded:
+    """Every example under each of many masks.
+
+    Attributes:
+        doc_id, group: of each example.
+        score, loss: of each example under each mask.
+        place: which row of those a mask is.
+    """
+
+    doc_id: NDArray[np.int64]
+    group: NDArray[np.int64]
+    score: Float[np.ndarray, "mask example"]
+    loss: Float[np.ndarray, "mask example"]
+    place: Mapping[Mask, int]
+
+
 def scored(
     folder: RunFolder,
     name: str,
@@ -66,35 +83,34 @@ def scored(
     masks: Sequence[Mask],
     fill: Callable[[Batch], Literal["zero"] | Fill],
     bar: Any,
-) -> dict[Mask, pd.DataFrame]:
-    """For every mask a frame with a row an example: doc_id, group, score, loss.
-
-    A mask that is asked for twice is scored once.
-    """
+) -> Graded:
+    """The examples under `masks`, kept under `name`; a mask asked for twice is scored once."""
     unique = list(dict.fromkeys(masks))
     values, greedy = kept_log_likelihoods(
         folder, name, model, prepared, unique, fill=fill, tick=bar.update
     )
-    lengths = _lengths(prepared)
-    golds = np.array([e.gold for e in prepared.examples]) + np.array(prepared.offsets[:-1])
-    frames = {}
-    for i, mask in enumerate(unique):
-        graded = grade(prepared, values[i], greedy[i], mask=mask)
-        whole_questions = graded.acc_all.notna().any()
-        frames[mask] = pd.DataFrame(
-            {
-                "doc_id": graded.doc_id,
-                "group": graded.group,
-                "score": graded.acc_all if whole_questions else graded.acc,
-                "loss": -values[i, golds] / lengths[golds],
-            }
-        )
-    return frames
+    return graded(prepared, unique, values, greedy)
 
 
-def _lengths(prepared: Prepared) -> NDArray[np.int64]:
-    """Tokens of every choice."""
-    counts = np.zeros(prepared.offsets[-1], dtype=np.int64)
+def graded(
+    prepared: Prepared,
+    masks: Sequence[Mask],
+    values: Float[np.ndarray, "mask choice"],
+    greedy: Bool[np.ndarray, "mask choice"],
+) -> Graded:
+    """Scores and losses from the log-likelihoods of all choices."""
+    lengths = np.zeros(prepared.offsets[-1])
     for batch in prepared.batches:
-        np.add.at(counts, batch.entry_owner.numpy(), 1)
-    return counts
+        np.add.at(lengths, batch.entry_owner.numpy(), 1)
+    golds = np.array([e.gold for e in prepared.examples]) + np.array(prepared.offsets[:-1])
+    scores = [
+        task_scores(prepared, *of_mask, mask=mask)
+        for *of_mask, mask in zip(values, greedy, masks, strict=True)
+    ]
+    return Graded(
+        np.array([e.doc_id for e in prepared.examples]),
+        np.array([e.group for e in prepared.examples]),
+        np.stack(scores),
+        -values[:, golds] / lengths[golds],
+        {mask: i for i, mask in enumerate(masks)},
+    )

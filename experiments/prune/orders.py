@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -29,14 +29,16 @@ from ablate.masks import Mask
 from ablate.pruning import Ranking, random_ranking, removed_count, weight_magnitudes
 from ablate.ranking_files import read_scores
 from ablate.rankings import Combination, Scores, activation_magnitudes, combined, shuffled_ties
-from ablate.stepwise import greedy, rescored
+from ablate.stepwise import rescored, stepwise
+from experiments.prune.grading import graded
 from experiments.prune.measured import Key, Units
 from experiments.rank_measures import spearman
 from probes.induction import head_scores, induction_scan
 from probes.readings import inputs_of
+from probes.scoring import log_likelihoods
 
 if TYPE_CHECKING:
-    from ablate import HookedModel
+    from ablate import Fill, HookedModel
     from experiments.prune.conditions import Condition
     from experiments.prune.grading import Fills
     from experiments.prune.selection import Selection
@@ -235,13 +237,7 @@ def _stepwise(
             convention=study.convention,
             fill=fill,
         ),
-        "greedy": lambda: greedy(
-            model,
-            condition.readings(model),
-            components,
-            counts=None if len(components) <= ONE_BY_ONE else counts,
-            fill=fill,
-        ),
+        "greedy": lambda: _greedy(model, condition, components, counts, fill),
     }
     by_name = {str(component): component for component in components}
     for name, way in ways.items():
@@ -252,6 +248,25 @@ def _stepwise(
                 kept = pd.DataFrame({"component": [str(c) for c in way()]})
                 folder.keep(key, kept)
             yield Order(unit, name, tuple(by_name[c] for c in kept.component))
+
+
+def _greedy(
+    model: HookedModel,
+    condition: Condition,
+    components: Sequence[Component],
+    counts: Sequence[int],
+    fill: Literal["zero"] | Fill,
+) -> Ranking:
+    """`ablate.stepwise.greedy`, but what examples share is read once, not in every row."""
+    prepared = condition.right
+
+    def losses(gone: Mask, left: Ranking) -> Scores:
+        masks = [gone | Mask([component]) for component in left]
+        of_masks = graded(prepared, masks, *log_likelihoods(model, prepared, masks, fill=fill))
+        return dict(zip(left, of_masks.loss.mean(axis=1).tolist(), strict=True))
+
+    one_by_one = range(1, len(components)) if len(components) <= ONE_BY_ONE else counts
+    return stepwise(components, one_by_one, losses)
 
 
 def _task_free(

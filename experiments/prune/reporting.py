@@ -11,12 +11,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
 from ablate.components import Component, parse_component
 from ablate.masks import Mask
 from ablate.pruning import nested_masks
-from experiments.prune.grading import scored
+from experiments.prune.grading import Graded, scored
 from experiments.prune.measured import ALONE, EXPORTED, GRID, WHOLE, Units
 
 if TYPE_CHECKING:
@@ -68,20 +69,29 @@ def reported(
         first = together[0]
         bar.set_postfix_str(f"{first.name} test", refresh=False)
         masks = [ablation.mask for c in together for ablation in ablations[c.key]]
-        tables = scored(folder, f"{first.name}-test", model, first.test, masks, fills(first), bar)
-        for condition in together:
-            frames += [
-                tables[ablation.mask].assign(
-                    **condition.key._asdict(),
-                    unit=ablation.unit,
-                    ranking=ablation.ranking,
-                    removed=ablation.removed,
-                    ffns=ablation.ffns,
-                    component=ablation.component,
-                )
-                for ablation in ablations[condition.key]
-            ]
+        graded = scored(folder, f"{first.name}-test", model, first.test, masks, fills(first), bar)
+        frames += [_rows(condition, ablations[condition.key], graded) for condition in together]
     return pd.concat(frames, ignore_index=True)
+
+
+def _rows(condition: Condition, ablations: Sequence[Ablation], graded: Graded) -> pd.DataFrame:
+    """A row an ablation and example."""
+    examples = len(graded.doc_id)
+    of_mask = [graded.place[ablation.mask] for ablation in ablations]
+    columns = {
+        name: np.repeat([getattr(ablation, name) for ablation in ablations], examples)
+        for name in ("unit", "ranking", "removed", "ffns", "component")
+    }
+    frame = pd.DataFrame(
+        columns
+        | {
+            "doc_id": np.tile(graded.doc_id, len(ablations)),
+            "group": np.tile(graded.group, len(ablations)),
+            "score": graded.score[of_mask].ravel(),
+            "loss": graded.loss[of_mask].ravel(),
+        }
+    )
+    return frame.assign(**condition.key._asdict())
 
 
 def swept_together(study: Pruning, conditions: Sequence[Condition]) -> list[list[Condition]]:

@@ -15,7 +15,7 @@ from ablate.conventions import Importance, last_layers
 from ablate.importance import answer_importance
 from ablate.integrated import integrated_importance
 from ablate.masks import Mask
-from experiments.prune.grading import scored
+from experiments.prune.grading import Graded, scored
 from experiments.prune.measured import Key, Units
 from experiments.prune.study import EXACT_LIMIT
 
@@ -54,7 +54,7 @@ def selected(
         # Scoring comes first: it names the document where a loss is not finite.
         if exact:
             masks = [Mask(), *(Mask([component]) for component in components)]
-            tables = scored(
+            graded = scored(
                 folder,
                 f"{condition.name}-selection",
                 model,
@@ -63,7 +63,7 @@ def selected(
                 fills(condition),
                 bar,
             )
-            effects.append(_effects(condition.key, components, [tables[m] for m in masks]))
+            effects.append(_effects(condition.key, components, graded))
         importance[condition.key] = _importance(study, folder, model, condition, components)
         groups[condition.key] = tuple(f"{e.task} {e.group}" for e in condition.read)
         bar.update()
@@ -84,24 +84,19 @@ _NO_EFFECTS = pd.DataFrame(
 )
 
 
-def _effects(
-    key: Key, components: Sequence[Component], tables: Sequence[pd.DataFrame]
-) -> pd.DataFrame:
-    """Every example without each component, against itself whole."""
-    whole, *without = tables
-    frames = [
-        pd.DataFrame(
-            {
-                "component": str(component),
-                "doc_id": whole.doc_id,
-                "group": whole.group,
-                "loss_rise": table.loss - whole.loss,
-                "score_change": table.score - whole.score,
-            }
-        )
-        for component, table in zip(components, without, strict=True)
-    ]
-    return pd.concat(frames, ignore_index=True).assign(**key._asdict())
+def _effects(key: Key, components: Sequence[Component], graded: Graded) -> pd.DataFrame:
+    """Every example without each component, against itself whole (the first mask)."""
+    examples = len(graded.doc_id)
+    frame = pd.DataFrame(
+        {
+            "component": np.repeat([str(component) for component in components], examples),
+            "doc_id": np.tile(graded.doc_id, len(components)),
+            "group": np.tile(graded.group, len(components)),
+            "loss_rise": (graded.loss[1:] - graded.loss[0]).ravel(),
+            "score_change": (graded.score[1:] - graded.score[0]).ravel(),
+        }
+    )
+    return frame.assign(**key._asdict())
 
 
 def _importance(

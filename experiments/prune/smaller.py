@@ -97,7 +97,7 @@ def mask_to_export(
             name = f"{condition.name}-export-{unit}"
             selection = condition.selection
             graded = scored(folder, name, model, selection, masks, fills(condition), bar)
-            means.append([graded[mask].score.mean() for mask in masks])
+            means.append(np.nanmean(graded.score, axis=1)[[graded.place[m] for m in masks]])
         average = np.mean(means, axis=0).tolist()
         start = average[0] if np.isnan(start) else start
         left = max(0.0, study.tolerance - (start - average[0]))
