@@ -169,6 +169,8 @@ def fidelity(measured: Measured, convention: str, generator: np.random.Generator
     """
     rows = []
     for unit, components in measured.units.items():
+        if len(components) < 2:
+            continue
         wide = _wide(measured.effects, components, "loss_rise")
         pairs = list(_pairs(measured, convention, wide, components)) if len(wide) else []
         if not pairs:
