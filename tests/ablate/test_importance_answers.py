@@ -146,7 +146,7 @@ def test_checkpointing_takes_less_memory():
 
         return with_peak(run, torch.device("cpu"))[1]
 
-    assert peak(True) < 0.35 * peak(False)
+    assert peak(True) < 0.25 * peak(False)  # 0.33 if z were kept outside of the checkpoint
 
 
 # --- precision ----------------------------------------------------------------------------------
