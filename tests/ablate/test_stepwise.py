@@ -162,6 +162,31 @@ def test_nested_masks_of_the_ranking_are_the_steps() -> None:
     assert asked == nested_masks(ranking, fractions)[:3]
 
 
+def test_a_layer_quota_holds_at_every_step() -> None:
+    """An explicit loop: of every layer as many as its share, by the losses of the step."""
+    model = HookedModel(tiny("opt"))
+    readings, components = read(model), model.heads
+    fractions = [0.25, 0.5, 0.8]
+    counts = [removed_count(len(components), fraction) for fraction in fractions]
+    gone: list[Component] = []
+    steps = []
+    for number in (1, 2, 3):  # of the four heads of each layer
+        left = [c for c in components if c not in gone]
+        scores = {c: loss_under(model, readings, [*gone, c]) for c in left}
+        for layer in range(3):
+            here = sorted((c for c in left if c.layer == layer), key=lambda c: scores[c])
+            gone += here[: number - sum(c.layer == layer for c in gone)]
+        steps.append(Mask(gone))
+    ranking = greedy(model, readings, components, counts=counts, quota="layer")
+    assert nested_masks(ranking, fractions, quota="layer") == steps
+    free = greedy(model, readings, components, counts=counts)
+    assert nested_masks(free, fractions) != steps
+    assert greedy(model, readings, components, quota="layer") == ranking
+    by_gradient = rescored(model, readings, components, counts, quota="layer")
+    for step, mask in enumerate(nested_masks(by_gradient, fractions, quota="layer"), 1):
+        assert sorted(c.layer for c in mask) == sorted([0, 1, 2] * step)
+
+
 def twins() -> HookedModel:
     """The induction circuit with its head twice, L1H1 and L1H2: one would do.
 
