@@ -46,6 +46,9 @@ class Attention:
     head, its query heads, then k, then v (one query head per group: NeoX's and Bloom's q k v)."""
     pattern: int = 1
     """Place of the attention pattern in the output of `module` under eager attention."""
+    norms: tuple[str, ...] = ()
+    """The norm whose output is projected to q, k and v: the first of these that the block has.
+    None where the norm stands behind the branch."""
 
 
 @dataclass(frozen=True)
@@ -77,12 +80,12 @@ class Anatomy:
     lm_head: str = "lm_head"
 
 
-def _separate(module: str, out: str) -> Attention:
+def _separate(module: str, out: str, norms: tuple[str, ...] = ()) -> Attention:
     q, k, v = (f"{module}.{name}_proj" for name in "qkv")
-    return Attention(module, f"{module}.{out}", q=q, k=k, v=v)
+    return Attention(module, f"{module}.{out}", q=q, k=k, v=v, norms=norms)
 
 
-_SELF_ATTN = _separate("self_attn", "o_proj")
+_SELF_ATTN = _separate("self_attn", "o_proj", ("input_layernorm",))
 _SELF_ATTN_OUT = _separate("self_attn", "out_proj")
 _BERT_ATTENTION = Attention(
     "attention.self",
@@ -132,7 +135,10 @@ def _bert(family: str, lm_head: str) -> Anatomy:
 
 def _t5_attention(module: str) -> Attention:
     q, k, v = (f"{module}.{name}" for name in "qkv")
-    return Attention(module, f"{module}.o", "key_value_proj_dim", q=q, k=k, v=v, pattern=2)
+    norms = (f"{module.rpartition('.')[0]}.layer_norm",)
+    return Attention(
+        module, f"{module}.o", "key_value_proj_dim", q=q, k=k, v=v, pattern=2, norms=norms
+    )
 
 
 def _t5(stack: Stack, cross: Attention | None, ffn: str) -> Blocks:
@@ -168,7 +174,7 @@ def _mamba(family: str) -> Anatomy:
 
 _OPT = Blocks(
     "decoder.layers",
-    _SELF_ATTN_OUT,
+    _separate("self_attn", "out_proj", ("self_attn_layer_norm",)),
     ffn="fc2",
     embeddings=("decoder.embed_tokens", "decoder.embed_positions"),
     project_in="decoder.project_in",
@@ -177,7 +183,7 @@ _OPT = Blocks(
 )
 _GPT2 = Blocks(
     "h",
-    Attention("attn", "attn.c_proj", qkv="attn.c_attn", layout="thirds"),
+    Attention("attn", "attn.c_proj", qkv="attn.c_attn", layout="thirds", norms=("ln_1",)),
     ffn="mlp",
     embeddings=("wte", "wpe"),
     final_norm="ln_f",
@@ -190,6 +196,7 @@ _NEOX = Blocks(
         "head_size",
         qkv="attention.query_key_value",
         layout="grouped",
+        norms=("input_layernorm",),
     ),
     ffn="mlp",
     embeddings=("embed_in",),
@@ -200,6 +207,7 @@ _FUSED = Attention(
     "self_attention.dense",
     qkv="self_attention.query_key_value",
     layout="grouped",
+    norms=("ln_attn", "input_layernorm"),
 )
 _BLOOM = Blocks(
     "h",
@@ -222,7 +230,11 @@ FAMILIES: dict[str, Anatomy] = {
             _llama,
             ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "mixtral"),
         ),
-        _llama("phi", _separate("self_attn", "dense"), final_norm="final_layernorm"),
+        _llama(
+            "phi",
+            _separate("self_attn", "dense", ("input_layernorm",)),
+            final_norm="final_layernorm",
+        ),
         _bert("bert", "cls"),
         _bert("roberta", "lm_head"),
         Anatomy(

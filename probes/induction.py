@@ -9,10 +9,11 @@ Every attention head of a model, on seeded random tokens that repeat (patterns) 
     previous_token           A[q, q−1]
     first_position           A[q, 0]
     copying                  `probes.copying`: −1 … 1, in stacks from which logits are read
+    attribution              `probes.attribution`: logits, likewise, on the tokens that repeat
 
-The first three count the queries that have such a key, copies 2 and later (Olsson et al. 2022;
-Bansal et al. 2023, Algorithm 1); the next two all but the first query. Definitions are the same in
-encoders, where a head might look at later copies as well: these are not counted. An
+The first three, and attribution, count the queries that have such a key, copies 2 and later (Olsson
+et al. 2022; Bansal et al. 2023, Algorithm 1); the next two all but the first query. Definitions are
+the same in encoders, where a head might look at later copies as well: these are not counted. An
 encoder-decoder gets the same tokens on both sides. Cross attention, whose keys are another
 sequence, and mixers, which have no pattern, are left out.
 
@@ -23,32 +24,25 @@ with the control. Lengths should vary, or a head that looks a fixed distance bac
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from einops import rearrange
 from jaxtyping import Int
 from torch import Tensor
 
-from ablate.components import Component, Head, Stack, parse_component
-from ablate.gates import place_of
+from ablate.components import Component, Stack, parse_component
 from ablate.hooked import HookedModel
-from ablate.hooks import Edit, hooked
 from ablate.sites import Site
 from probes.attention import earlier_occurrences, induction_keys
-from probes.copying import copying_scores, has_direct_path, output_weights, unembedding
+from probes.attribution import attended_shares, final_scale
+from probes.circuits import has_direct_path, output_weights, unembedding
+from probes.copying import copying_scores
+from probes.observed import Found, Relations, observe
 from probes.repeats import Drawn, First, drawn
-from probes.rows import Rows, watched
 
 if TYPE_CHECKING:
     import pandas as pd
-
-Relations = dict[str, Int[Tensor, "batch query entry"]]
-"""Score -> the keys that count for every query, −1 for none."""
-Found = dict[tuple[str, str], Tensor]
-"""(site, score) -> one value for each row and head, [batch, head]."""
 
 
 def induction_scan(
@@ -86,9 +80,8 @@ def induction_scan(
         raise ValueError("a scan of a model in training mode asked for: call .eval() first")
     rows: list[dict[str, Any]] = []
     for batch_rows in drawn(model, lengths, repeats, seeds, batch, vocabulary, bos):
-        with torch.no_grad():
-            found = _on_repeated(model, batch_rows)
-            found |= _on_distinct(model, batch_rows, bias=bias, final_norm=final_norm)
+        found = _on_repeated(model, batch_rows)
+        found |= _on_distinct(model, batch_rows, bias=bias, final_norm=final_norm)
         for site in model.sites:
             for (name, score), values in found.items():
                 if name == site.name:
@@ -131,21 +124,6 @@ def head_scores(frame: pd.DataFrame, score: str) -> dict[Component, float]:
     return {parse_component(str(name)): float(mean) for name, mean in means.items()}
 
 
-def _row(component: Component, seed: int, length: int, score: str, value: float) -> dict[str, Any]:
-    assert isinstance(component, Head)
-    return {
-        "component": str(component),
-        "kind": "Head",
-        "stack": component.stack,
-        "layer": component.layer,
-        "head": component.head,
-        "seed": seed,
-        "length": length,
-        "score": score,
-        "value": value,
-    }
-
-
 def _rows_of(
     site: Site, batch_rows: Drawn, score: str, values: list[list[float]]
 ) -> list[dict[str, Any]]:
@@ -167,21 +145,34 @@ def _rows_of(
 
 
 def _on_repeated(model: HookedModel, batch_rows: Drawn) -> Found:
-    """The scores that are masses of attention."""
+    """Masses of attention, and what heads add to the logits of what they attend to."""
     relations: dict[Stack, Relations] = {}
     for stack, tokens in batch_rows.repeated.items():
         position = torch.arange(tokens.shape[1], device=tokens.device)[None, :, None]
-        nothing = torch.where(position > 0, 0, -1)
+        first = torch.where(position > 0, 0, -1)
         relations[stack] = {
             "prefix_matching": induction_keys(tokens),
             "duplicate_token": earlier_occurrences(tokens),
             "previous_token": (position - 1).expand(len(tokens), -1, -1),
-            "first_position": nothing.expand(len(tokens), -1, -1),
+            "first_position": first.expand(len(tokens), -1, -1),
         }
-    totals: Found = {}
-    with watched(model, lambda rows: _add(totals, relations, rows)):
-        _forward(model, batch_rows.repeated)
-    return _means(model, totals, relations)
+    w_u = _unembedded(model, batch_rows.repeated, final_norm=True)
+    shares: dict[str, Tensor] = {}
+
+    def scored(site: Site, z: Tensor, attended: Tensor) -> None:
+        w_o, _ = output_weights(model, site)
+        shares[site.name] = attended_shares(
+            z, attended, w_o.to(z.device), w_u[site.stack].to(z.device)
+        ).cpu()
+
+    with final_scale(model, "decoder" if "decoder" in w_u else "") as scale:
+        found = observe(model, batch_rows.repeated, relations, scored)
+    for site in model.sites:
+        if site.name in shares:
+            counted = (relations[site.stack]["prefix_matching"] >= 0).any(-1).cpu()
+            share = shares[site.name] * scale().cpu()[:, None] * counted[:, None]
+            found[site.name, "attribution"] = share.sum(-1) / counted.sum(-1)[:, None]
+    return found
 
 
 def _on_distinct(model: HookedModel, batch_rows: Drawn, *, bias: bool, final_norm: bool) -> Found:
@@ -190,75 +181,29 @@ def _on_distinct(model: HookedModel, batch_rows: Drawn, *, bias: bool, final_nor
         stack: {"prefix_matching_control": induction_keys(tokens)}
         for stack, tokens in batch_rows.repeated.items()
     }
-    totals: Found = {}
+    w_u = _unembedded(model, batch_rows.distinct, final_norm=final_norm)
     found: Found = {}
-    reading = {site.name: site for site in model.sites if has_direct_path(model, site)}
-    w_u = {
-        stack: unembedding(model, tokens, final_norm=final_norm)
-        for stack, tokens in batch_rows.distinct.items()
-        if any(site.stack == stack for site in reading.values())
-    }
-    attended: defaultdict[str, list[Tensor]] = defaultdict(list)
-    mixed: dict[str, Tensor] = {}
 
-    def score(site: Site) -> None:
-        """As soon as both are there: a fused kernel shows its rows before z, eager after it."""
-        if site.name not in mixed or site.name not in attended:
-            return
-        z = mixed.pop(site.name)
+    def scored(site: Site, z: Tensor, attended: Tensor) -> None:
         w_o, b_o = output_weights(model, site)
         found[site.name, "copying"] = copying_scores(
-            rearrange(z, "batch pos (head d_head) -> batch pos head d_head", head=site.width),
-            torch.cat(attended.pop(site.name), dim=-1),
+            z,
+            attended,
             w_o.to(z.device),
             w_u[site.stack].to(z.device),
             bias=b_o.to(z.device) if bias and b_o is not None else None,
         ).cpu()
 
-    def see(rows: Rows) -> None:
-        _add(totals, relations, rows)
-        if rows.site.name in reading:
-            attended[rows.site.name].append(rows.most())
-            score(rows.site)
-
-    def keep(site: Site) -> Edit:
-        def edit(z: Tensor) -> None:
-            mixed[site.name] = z
-            score(site)
-
-        return edit
-
-    edits = {place_of(site): keep(site) for site in reading.values()}
-    with watched(model, see), hooked(model.model, edits):
-        _forward(model, batch_rows.distinct)
-    return found | _means(model, totals, relations)
+    return observe(model, batch_rows.distinct, relations, scored) | found
 
 
-def _add(totals: Found, relations: Mapping[Stack, Relations], rows: Rows) -> None:
-    """Sum over some queries of the attention on their keys; cross attention has no relations."""
-    for score, keys in relations.get(rows.site.stack, {}).items():
-        part = keys[:, rows.first : rows.first + rows.scores.shape[2]]
-        mass = rows.at(part).sum((-2, -1))
-        at = rows.site.name, score
-        totals[at] = totals[at] + mass if at in totals else mass
-
-
-def _means(model: HookedModel, totals: Found, relations: Mapping[Stack, Relations]) -> Found:
-    """Sums over queries -> means over the queries that have a key."""
-    stack_of: dict[str, Stack] = {site.name: site.stack for site in model.sites}
-    found: Found = {}
-    for (name, score), total in totals.items():
-        queries = (relations[stack_of[name]][score] >= 0).any(-1).sum(-1)
-        found[name, score] = total.cpu() / queries.cpu().clamp(min=1)[:, None]
-    return found
-
-
-def _forward(model: HookedModel, tokens: Mapping[Stack, Tensor]) -> None:
-    """The blocks alone: nobody reads the logits."""
-    hf: Any = model.model
-    if "decoder" in tokens:
-        hf.base_model(
-            input_ids=tokens["encoder"], decoder_input_ids=tokens["decoder"], use_cache=False
-        )
-    else:
-        hf.base_model(input_ids=tokens[""], use_cache=False)
+def _unembedded(
+    model: HookedModel, tokens: Mapping[Stack, Tensor], *, final_norm: bool
+) -> dict[Stack, Tensor]:
+    """W_U of the tokens of every stack that logits are read from."""
+    stacks = {site.stack for site in model.sites if has_direct_path(model, site)}
+    return {
+        stack: unembedding(model, ids, final_norm=final_norm)
+        for stack, ids in tokens.items()
+        if stack in stacks
+    }

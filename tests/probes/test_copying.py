@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from ablate import HookedModel
-from probes.copying import copying_scores, has_direct_path, output_weights, unembedding
+from probes.circuits import has_direct_path, output_weights, unembedding
+from probes.copying import copying_scores
 from tests.families import DECODERS, ENCODERS, TWO_STACKS, tiny, tokens
 
 ATTENDING = [name for name in DECODERS if "mamba" not in name]
@@ -75,6 +76,15 @@ def test_known_heads():
     w_o = torch.eye(length).expand(4, -1, -1).contiguous()
     w_u = torch.eye(length)[None]
     assert copying_scores(z, attended.clone(), w_o, w_u).tolist() == [[1, -1, -1, -1]]
+
+
+def test_rounding_raises_nothing():
+    noise = torch.randn(1, 20, 1, generator=torch.Generator().manual_seed(0))
+    w_u = 60 * (1 + 3e-7 * noise)
+    attended = torch.arange(20).expand(1, 1, 20)
+    ones = torch.ones(1, 20, 1, 1)
+    assert copying_scores(ones, attended, torch.ones(1, 1, 1), w_u).tolist() == [[-1]]
+    assert float(copying_scores(ones, attended, torch.ones(1, 1, 1), 60 + noise)) > -1
 
 
 @pytest.mark.parametrize("family", ["opt", "llama", "gemma", "bloom"])

@@ -8,7 +8,7 @@ import torch
 
 from ablate import Head, HookedModel, Mask
 from ablate.pruning import ranked
-from probes.copying import output_weights
+from probes.circuits import output_weights
 from probes.induction import head_scores, induction_scan, summary
 from probes.repeats import drawn
 from tests.families import ENCODERS, FAMILIES, TWO_STACKS, output_of, tiny
@@ -28,6 +28,7 @@ SCORES = (
     "previous_token",
     "first_position",
     "copying",
+    "attribution",
     "prefix_matching_control",
 )
 
@@ -121,10 +122,12 @@ def test_scores_equal_loops_over_eager_patterns(family: str):
                     "previous_token": sum(a[q][q - 1] for q in range(1, n)) / (n - 1),
                     "first_position": sum(a[q][0] for q in range(1, n)) / (n - 1),
                     "copying": copying_by_loops(eager, site, h, found[1], distinct, b),
+                    "attribution": attribution_by_removal(eager, site, h, rows.repeated[""], a),
                 }
                 assert set(expected) == set(SCORES)
                 for score, value in expected.items():
-                    assert cells[str(component), score] == pytest.approx(value, abs=1e-5), score
+                    wide = 2e-3 if score == "attribution" else 1e-5
+                    assert cells[str(component), score] == pytest.approx(value, abs=wide), score
                     checked += 1
     assert checked == len(frame)
 
@@ -142,6 +145,36 @@ def copying_by_loops(model, site, h, cache, ids, pattern) -> float:
     return 2 * sum(shares) / len(shares) - 1
 
 
+def attribution_by_removal(model, site, h, tokens, pattern) -> float:
+    """What taking W_O z_h out of the stream that the last norm reads takes from the logits, the
+    norm's scale held as it was: by the model's own norm and head, in plain loops."""
+    stack = model.anatomy.stacks[0]
+    norm = model.model.base_model.get_submodule(stack.final_norm)
+    given: list = []
+    handle = norm.register_forward_pre_hook(lambda m, args: given.append(args[0]))
+    with model.capture(site.name) as cache:
+        output_of(model.model, {"input_ids": tokens})
+    handle.remove()
+    ids, resid = tokens[0].tolist(), given[0][0].double()
+    w_o, _ = output_weights(model, site)
+    written = (cache[site.name][0, :, h] @ w_o[h]).double()
+    is_layer_norm = type(norm).__name__ == "LayerNorm"
+    centre = (lambda x: x - x.mean(-1, keepdim=True)) if is_layer_norm else (lambda x: x)
+    eps = next(getattr(norm, n) for n in ("eps", "variance_epsilon") if hasattr(norm, n))
+    scale = (centre(resid).square().mean(-1, keepdim=True) + eps).rsqrt()
+    gains = norm.weight.detach().double() + (1 if "Gemma" in type(norm).__name__ else 0)
+    w_u = model.model.get_output_embeddings().weight.detach().double()
+    logits = ((scale * centre(written) * gains) @ w_u.T).tolist()
+    values = []
+    for j in range(len(ids)):
+        if ids[j] not in ids[:j]:
+            continue
+        most = max(range(j + 1), key=lambda k: pattern[j][k])
+        mean = sum(logits[j][ids[k]] for k in range(j + 1)) / (j + 1)
+        values.append(logits[j][ids[most]] - mean)
+    return sum(values) / len(values)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_is_scanned_or_refused_by_name(family: str):
     model = HookedModel(tiny(family))
@@ -154,10 +187,12 @@ def test_every_family_is_scanned_or_refused_by_name(family: str):
     assert set(frame["stack"]) == stacks
     heads = [str(head) for head in model.heads if head.stack in stacks]
     assert list(frame["component"].unique()) == heads
-    assert set(frame["score"]) == set(SCORES) - ({"copying"} if family in ENCODERS else set())
-    masses = frame[frame["score"] != "copying"]["value"]
+    assert set(frame["score"]) == set(SCORES) - (
+        {"copying", "attribution"} if family in ENCODERS else set()
+    )
+    masses = frame[~frame["score"].isin(["copying", "attribution"])]["value"]
     assert masses.between(0, 1 + 1e-5).all()
-    assert frame["value"].between(-1, 1 + 1e-5).all()
+    assert frame[frame["score"] == "copying"]["value"].between(-1, 1 + 1e-5).all()
 
 
 def test_seeds_and_batches():
@@ -184,7 +219,7 @@ def test_offload_and_half_precision(tmp_path):
     disk_offload(offloaded, tmp_path)
     pd.testing.assert_frame_equal(induction_scan(HookedModel(offloaded), **options), whole)
     half = induction_scan(HookedModel(tiny("llama", dtype=torch.bfloat16)), **options)
-    masses = whole["score"] != "copying"
+    masses = ~whole["score"].isin(["copying", "attribution"])
     assert (half["value"] - whole["value"])[masses].abs().max() < 2e-2
 
 

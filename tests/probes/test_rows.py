@@ -118,6 +118,16 @@ def test_an_attention_that_does_not_call_sdpa_is_reported():
         _ = setattr(config, "_attn_implementation", "eager"), output_of(model.model, inputs)
 
 
+def test_another_call_of_sdpa_is_nobodys():
+    model = HookedModel(tiny("llama"))
+    seen: list[str] = []
+    with watched(model, lambda rows: seen.append(rows.site.name)):
+        output_of(model.model, inputs_for(model.model))
+        x = torch.ones(1, 4, 3, 8)
+        torch.nn.functional.scaled_dot_product_attention(x, x, x)
+    assert seen == [site.name for site in model.sites if site.kind == "head"]
+
+
 def test_in_half_precision_rows_are_close():
     model = HookedModel(tiny("llama", dtype=torch.bfloat16))
     inputs = inputs_for(model.model)
