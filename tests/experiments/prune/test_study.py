@@ -2,70 +2,51 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from transformers import OPTConfig, OPTForCausalLM
+from transformers import OPTForCausalLM
 
-from ablate import HookedModel, Mask
+from ablate import Head, HookedModel, Mask
 from experiments.__main__ import main
-from experiments.corpora import Document
-from experiments.prune import HeadPruning, most_costly
-from experiments.tokens import train_tokenizer
+from experiments.prune.reporting import most_costly
+from experiments.run_folder import RunFolder
 from probes.scoring import score_choices
 from probes.tasks import load_tasks
+from tests.experiments.tiny_opt import write_tiny_opt
 
 LIMIT = 10
 
 
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    documents = [Document("a", "def read(self):\n    value = self.value\n" * 20)]
-    tokenizer = train_tokenizer([d.text for d in documents], 300, folder)
-    torch.manual_seed(0)
-    config = OPTConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        word_embed_proj_dim=16,
-        ffn_dim=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=512,
-        init_std=0.3,
-        bos_token_id=2,
-        eos_token_id=2,
-        pad_token_id=1,
-    )
-    OPTForCausalLM(config).save_pretrained(folder)
-    return folder
+    return write_tiny_opt(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")
 def run(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
-    runs = tmp_path_factory.mktemp("runs")
-    return _run(model_folder, runs, capsys=None)
+    return study(model_folder, tmp_path_factory.mktemp("runs"))
 
 
-def _arguments(model_folder: Path, runs: Path) -> list[str]:
+def arguments(model_folder: Path, runs: Path, *options: str) -> list[str]:
     return [
         *("prune", "--model", str(model_folder), "--runs", str(runs)),
-        *("--tasks", "pair_mapping", "minimal_pairs", "--limit", str(LIMIT)),
-        *("--shots", "0", "2", "--fractions", "0", "0.25", "0.5", "0.75"),
+        *("--tasks", "pair_mapping", "minimal_pairs", "--limit", str(LIMIT), "--seeds", "2"),
+        *("--shots", "0", "2", "--fractions", "0", "0.25", "0.5", "0.75", *options),
     ]
 
 
-def _run(model_folder: Path, runs: Path, capsys: None) -> tuple[Path, dict]:
-    import contextlib
-    import io
-
+def study(model_folder: Path, runs: Path, *options: str) -> tuple[Path, dict]:
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
-        assert main(_arguments(model_folder, runs)) == 0
+        assert main(arguments(model_folder, runs, *options)) == 0
     line = json.loads(out.getvalue().splitlines()[-1])
     return Path(line["run"]), line
 
@@ -73,36 +54,65 @@ def _run(model_folder: Path, runs: Path, capsys: None) -> tuple[Path, dict]:
 def test_the_last_line_says_what_the_metrics_say(run: tuple[Path, dict]):
     path, line = run
     metrics = pd.read_parquet(path / "metrics.parquet")
-    assert set(metrics.part) == {
-        *("importance", "average", "curve", "alone", "removable", "critical")
-    }
-    row = metrics[(metrics.part == "removable") & (metrics.ranking == "importance")].iloc[0]
+    removable = metrics[(metrics.part == "removable") & (metrics.ranking == "importance")]
+    row = removable[removable.unit == "heads"].iloc[0]
     assert line["removable"] == row.value
-    assert line["removable_interval"] == [row.low, row.high]
     assert line["heads"] == 4
+    assert line["units"]["ffns"]["components"] == 2
     assert str(line["removable"]) in line["headline"]
     assert all(name in line["headline"] for name in line["critical"])
-    assert {p.name for p in (path / "figures").iterdir()} == {
-        *("summary.png", "importance.png", "accuracy.png", "alone.png")
-    }
     assert (path / "report.html").stat().st_size > 10_000
+    assert (path / "figures" / "summary.png").exists()
 
 
-def test_accuracies_are_those_of_the_masked_model(run: tuple[Path, dict], model_folder: Path):
-    """The oracle: load the model again and score by hand what the study says it scored."""
+def test_scores_are_those_of_the_masked_model(run: tuple[Path, dict], model_folder: Path):
+    """The oracle: load the model again, mask it by hand as the rankings say, and score it."""
     path, _ = run
     examples = pd.read_parquet(path / "examples.parquet")
+    rankings = pd.read_parquet(path / "rankings.parquet")
     model = HookedModel.from_pretrained(str(model_folder))
+    assert model.tokenizer is not None
     (task,) = load_tasks(["pair_mapping"], 2, split="test", limit=LIMIT)
-    alone = examples[
-        (examples.task == "pair_mapping") & (examples.shots == 2) & (examples.split == "test")
-    ]
-    for component, rows in alone[alone.ranking == "alone"].groupby("component"):
-        with model.ablated(Mask.parse(str(component))):
+    condition = "task == 'pair_mapping' and shots == 2 and seed == 1"
+    bos = len(model.tokenizer("").input_ids)
+    of_condition = examples.query(condition).groupby(["unit", "ranking", "removed"])
+    for key, rows in of_condition:
+        unit, ranking, removed = cast("tuple[str, str, int]", key)
+        if unit == "alone":
+            continue
+        order = rankings.query(condition)
+        order = order[(order.unit == unit) & (order.ranking == ranking)]
+        first = order.sort_values("place").component[: int(removed)]
+        with model.ablated(Mask.parse(",".join(first))):
             by_hand = score_choices(model, task.examples)
-        assert rows.acc.tolist() == by_hand.acc.tolist()
+        assert rows.score.tolist() == by_hand.acc.tolist()
+        assert rows.doc_id.tolist() == by_hand.doc_id.tolist()
         nats = [-row[gold] for row, gold in zip(by_hand.loglik, by_hand.gold, strict=True)]
-        assert rows.loss.to_numpy() == pytest.approx(np.array(nats), abs=1e-4)
+        tokens = [len(model.tokenizer(e.choices[e.gold]).input_ids) - bos for e in task.examples]
+        assert rows.loss.to_numpy() == pytest.approx(np.array(nats) / tokens, abs=1e-4)
+
+
+def test_a_cell_of_the_grid_is_the_two_masks_together(model_folder: Path, tmp_path: Path):
+    path, _ = study(model_folder, tmp_path, "--grid", "--seeds", "1", "--shots", "0")
+    examples = pd.read_parquet(path / "examples.parquet").query("task == 'minimal_pairs'")
+    rankings = pd.read_parquet(path / "rankings.parquet").query("task == 'minimal_pairs'")
+    model = HookedModel.from_pretrained(str(model_folder))
+    (task,) = load_tasks(["minimal_pairs"], 0, split="test", limit=LIMIT)
+    grid = examples[examples.unit == "grid"]
+    assert set(grid.ranking) == {"importance", "aggregate"}
+    for key, rows in grid.groupby(["ranking", "removed", "ffns"]):
+        ranking, heads, ffns = cast("tuple[str, int, int]", key)
+        both = Mask()
+        for unit, count in (("heads", heads), ("ffns", ffns)):
+            order = rankings[(rankings.unit == unit) & (rankings.ranking == ranking)]
+            first = order.sort_values("place").component[: int(count)]
+            both |= Mask.parse(",".join(first))
+        with model.ablated(both):
+            by_hand = score_choices(model, task.examples)
+        assert rows.score.tolist() == by_hand.acc.tolist()
+    assert (
+        grid.groupby("ranking")[["removed", "ffns"]].nunique().to_numpy().tolist() == [[4, 2]] * 2
+    )
 
 
 def test_selection_and_reporting_examples_are_different_documents(model_folder: Path):
@@ -115,57 +125,107 @@ def test_selection_and_reporting_examples_are_different_documents(model_folder: 
     assert not chosen & reported
 
 
-def test_rankings_come_from_selection_examples_alone(run: tuple[Path, dict]):
+def test_each_seed_has_its_own_random_order_and_its_own_examples_to_choose_by(run):
     path, _ = run
-    metrics = pd.read_parquet(path / "metrics.parquet")
-    curve = metrics[metrics.part == "curve"]
-    # Three random orders, each a whole curve; every curve starts at the same unmasked model.
-    assert curve[curve.ranking == "random"].seed.nunique() == 3
-    starts = curve[curve.removed == 0].groupby(["task", "shots"]).value.nunique()
-    assert (starts == 1).all()
-    assert sorted(curve.removed.unique()) == [0, 1, 2, 3]
+    rankings = pd.read_parquet(path / "rankings.parquet").query("unit == 'heads'")
+    orders = rankings.sort_values("place").groupby(["ranking", "task", "shots", "seed"]).component
+    orders = orders.agg(tuple)
+    random = orders["random"]
+    assert random.groupby(["seed"]).nunique().tolist() == [1, 1]  # one for all tasks and shots
+    assert orders["weights"].nunique() == 1  # knows nothing of tasks and seeds
+    aggregate = orders["aggregate"]
+    assert (aggregate.groupby(["shots", "seed"]).nunique() == 1).all()
+    examples = pd.read_parquet(path / "examples.parquet")
+    asked = examples.groupby(["task", "shots", "seed"]).doc_id.agg(
+        lambda ids: tuple(sorted(set(ids)))
+    )
+    assert asked.groupby(["task", "shots"]).nunique().eq(1).all()  # the same to report on
 
 
 def test_the_same_command_answers_at_once(run, model_folder: Path, capsys):
     path, line = run
     before = (path / "metrics.parquet").stat().st_mtime_ns
-    assert main(_arguments(model_folder, path.parent.parent)) == 0
+    assert main(arguments(model_folder, path.parent.parent)) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == line
     assert (path / "metrics.parquet").stat().st_mtime_ns == before
 
 
+@pytest.mark.parametrize("shards", [3, 9, 20])
 def test_a_killed_run_resumes_to_the_same_numbers(
-    run, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shards: int
 ):
     path, _ = run
-    scored = HeadPruning._scored
-    calls = []
+    keep = RunFolder.keep
+    kept = []
 
-    def dies(self, folder, model, condition, *rest):
-        calls.append(condition.key)
-        if len(calls) == 6:
+    def dies(self, key, frame):
+        keep(self, key, frame)
+        kept.append(key)
+        if len(kept) == shards:
             raise KeyboardInterrupt
-        return scored(self, folder, model, condition, *rest)
 
-    monkeypatch.setattr(HeadPruning, "_scored", dies)
-    assert main(_arguments(model_folder, tmp_path)) == 130
+    monkeypatch.setattr(RunFolder, "keep", dies)
+    assert main(arguments(model_folder, tmp_path)) == 130
     again = tmp_path / "prune" / path.name
     assert not (again / "metrics.parquet").exists()
-    monkeypatch.setattr(HeadPruning, "_scored", scored)
-    assert main(_arguments(model_folder, tmp_path)) == 0
-    pd.testing.assert_frame_equal(
-        pd.read_parquet(again / "metrics.parquet"), pd.read_parquet(path / "metrics.parquet")
-    )
+    monkeypatch.setattr(RunFolder, "keep", keep)
+    assert main(arguments(model_folder, tmp_path)) == 0
+    for name in ("metrics", "examples", "rankings"):
+        pd.testing.assert_frame_equal(
+            pd.read_parquet(again / f"{name}.parquet"), pd.read_parquet(path / f"{name}.parquet")
+        )
 
 
 def test_most_costly_breaks_ties_by_the_loss():
-    rows = []
-    for component, acc, loss in [("L0H0", 0.5, 1.0), ("L0H1", 0.5, 3.0), ("L1H0", 0.9, 9.0)]:
-        rows.append(
-            {"ranking": "alone", "component": component, "task": "a", "shots": 0}
-            | {"acc": acc, "loss": loss}
-        )
-    assert [str(h) for h in most_costly(pd.DataFrame(rows), 2)] == ["L0H1", "L0H0"]
+    rows = [
+        {"component": component, "score_change": score, "loss_rise": loss}
+        | {"task": "a", "shots": 0, "seed": 0}
+        for component, score, loss in [("L0H0", -0.5, 1.0), ("L0H1", -0.5, 3.0), ("L1H0", 0, 9.0)]
+    ]
+    heads = (Head(0, 0), Head(0, 1), Head(1, 0))
+    found = most_costly(pd.DataFrame(rows), {"heads": heads}, 2)
+    assert found == {"heads": [Head(0, 1), Head(0, 0)]}
+
+
+@pytest.mark.parametrize("fill", ["mean", "resample"])
+def test_other_fills_change_what_is_removed_and_not_the_whole(
+    run, fill: str, model_folder: Path, tmp_path: Path
+):
+    zero = pd.read_parquet(run[0] / "examples.parquet")
+    path, _ = study(model_folder, tmp_path, "--fill", fill)
+    other = pd.read_parquet(path / "examples.parquet")
+    keys = ["unit", "ranking", "removed", "component", "task", "shots", "seed", "doc_id"]
+    zero, other = (frame.sort_values(keys) for frame in (zero, other))
+    whole, filled = (frame[frame.unit == "whole"].loss.to_numpy() for frame in (zero, other))
+    assert filled == pytest.approx(whole, abs=1e-4)
+    ours, theirs = (f.query("ranking == 'weights' and removed == 2") for f in (zero, other))
+    assert len(ours) == len(theirs)
+    assert np.abs(ours.loss.to_numpy() - theirs.loss.to_numpy()).max() > 1e-3
+
+
+def test_a_smaller_checkpoint_says_what_the_masked_model_says(model_folder: Path, tmp_path: Path):
+    smaller = tmp_path / "smaller"
+    options = ("--export", str(smaller), "--export-mask", "L0H1,L1F")
+    path, _ = study(model_folder, tmp_path / "runs", *options)
+    metrics = pd.read_parquet(path / "metrics.parquet")
+    sizes = metrics[metrics.part == "exported"].set_index(["model", "metric"]).value
+    assert sizes["exported", "parameters"] < sizes["whole", "parameters"]
+    assert sizes["exported", "largest_difference"] < 1e-5
+    model = HookedModel.from_pretrained(str(smaller))
+    (task,) = load_tasks(["pair_mapping"], 2, split="test", limit=LIMIT)
+    examples = pd.read_parquet(path / "examples.parquet")
+    rows = examples.query("unit == 'exported' and task == 'pair_mapping' and shots == 2")
+    by_hand = score_choices(model, task.examples)
+    assert rows[rows.seed == 0].score.tolist() == by_hand.acc.tolist()
+
+
+def test_a_ranking_from_a_file_is_followed(run, model_folder: Path, tmp_path: Path):
+    scores = tmp_path / "mine.csv"
+    scores.write_text("component,value\nL0H0,4\nL0H1,1\nL1H0,2\nL1H1,3\n")
+    path, _ = study(model_folder, tmp_path, "--ranking-files", str(scores))
+    rankings = pd.read_parquet(path / "rankings.parquet").query("ranking == 'mine.csv'")
+    order = rankings.sort_values("place").groupby(["task", "shots", "seed"]).component.agg(list)
+    assert all(found == ["L0H1", "L1H0", "L1H1", "L0H0"] for found in order)
 
 
 @pytest.mark.parametrize(
@@ -179,6 +239,19 @@ def test_most_costly_breaks_ties_by_the_loss():
         (["--fractions", "0"], "above 0"),
         (["--limit", "1"], "--limit 1"),
         (["--shots", "99"], "99 shots"),
+        (["--tasks", "pair_mapping", "--limit", "100000"], "has 400 examples"),
+        (["--tasks", "code_continuation", "--shots", "19"], "19 shots"),
+        (["--units", "mixers"], "has no mixers"),
+        (["--seeds", "0"], "--seeds 0"),
+        (["--rankings"], "no ranking"),
+        (["--ranking-files", "nowhere.csv"], "nowhere.csv"),
+        (["--unseen", "pair_mapping"], "pair_mapping"),
+        (["--fill", "mean", "--export", "x"], "--fill zero"),
+        (["--export-mask", "L0H0"], "--export"),
+        (["--export", "x", "--export-mask", "L9H0"], "L9H0"),
+        (["--preset", "full", "--fill", "resample"], "greedy"),
+        (["--integrated", "4", "--convention", "reference"], "--integrated"),
+        (["--data", "nowhere"], "nowhere"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(
