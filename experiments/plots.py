@@ -132,9 +132,9 @@ def head_heatmap(
     """Layers x heads, one cell a head, from the columns `layer`, `head` and `value`.
 
     `limits` fix the colour range, so that panels compare; without, they are the scores' own,
-    from 0 if nothing is below it. `signed` centres the range on 0, blue above it (`flipped`: below).
-    Cells carry their number when there are at most 100 (`digits` decimals; by the range if None). A
-    layer may lack heads: those cells are hatched. ValueError if a head has two rows.
+    from 0 if nothing is below it. `signed` centres the range on 0, blue above it; `flipped`, blue
+    below it. Cells carry their number when there are at most 100 (`digits` decimals; by the range
+    if None). A layer may lack heads: those cells are hatched. ValueError if a head has two rows.
     """
     if scores.duplicated(["layer", "head"]).any():
         raise ValueError(f"several rows for one head: give one {value} for each layer and head")

@@ -1,8 +1,9 @@
 """What did a pruning run find, in numbers and in one sentence?
 
 `findings_of` turns what was measured into tables: `experiments.prune.tables` has those of the
-reporting examples, `experiments.prune.scores` those of the selection examples. The sentence on the
-last line of stdout speaks of the first unit that was pruned, and shortly of the others.
+reporting examples, `experiments.prune.scores` and `experiments.prune.places` those of the selection
+examples. The sentence on the last line of stdout speaks of the first unit that was pruned, and
+shortly of the others.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from experiments.agreement import across_shots, partners
-from experiments.prune import scores, tables
+from experiments.prune import places, scores, tables
 from experiments.prune.cells import cells_of
 from experiments.prune.curves import RANDOM
 from experiments.prune.measured import WHOLE, Measured
@@ -41,8 +42,9 @@ class Findings:
     Attributes:
         totals: components by unit, in the order measured.
         curves: `tables.average_table`: scores as components go.
-        removable, contrasts, transfer, baseline, alone, grid: the others of `tables`.
-        importance, exact, fidelity, agreement, layers, thirds, capacity, induction: of `scores`.
+        removable, contrasts, transfer, baseline, alone, grid, exported: the others of `tables`.
+        importance, exact, fidelity: of `scores`.
+        agreement, layers, thirds, capacity, induction: of `places`.
         partners, across_shots: `experiments.agreement` of `agreement`, unit by unit.
         partners_used: `Measured.partners`: those whose rankings were used.
     """
@@ -73,6 +75,7 @@ class Findings:
     capacity: pd.DataFrame
     induction: pd.DataFrame
     induction_scores: pd.DataFrame
+    exported: pd.DataFrame
 
     @property
     def chance(self) -> float:
@@ -121,7 +124,12 @@ class Findings:
             for part, (frame, metric) in by_value.items()
             if len(frame)
         ]
-        own = {"exact": self.exact, "agreement": self.agreement, "across shots": self.across_shots}
+        own = {
+            "exact": self.exact,
+            "agreement": self.agreement,
+            "across shots": self.across_shots,
+            "exported": self.exported,
+        }
         parts += [frame.assign(part=part) for part, frame in own.items() if len(frame)]
         if len(self.induction):
             keys = ["shots", "score", "k", "components", "expected", "p"]
@@ -201,7 +209,7 @@ def findings_of(study: Pruning, measured: Measured) -> Findings:
     cells = cells_of(measured.answers, generator)
     totals = tables.totals(measured)
     importance = scores.importance_table(measured, study.convention)
-    agreement = scores.agreements(measured, study.convention, generator)
+    agreement = places.agreements(measured, study.convention, generator)
     whole = measured.answers.loc[measured.answers["unit"] == WHOLE]
     return Findings(
         study=study,
@@ -225,11 +233,12 @@ def findings_of(study: Pruning, measured: Measured) -> Findings:
         partners=_by_unit(agreement, partners, several="task"),
         partners_used=measured.partners,
         across_shots=_by_unit(agreement, across_shots, several="shots"),
-        layers=scores.layers(measured, study.convention, generator),
-        thirds=scores.thirds(measured, importance),
-        capacity=scores.capacity(measured, importance, generator),
-        induction=scores.induction_overlap(measured, importance),
+        layers=places.layers(measured, study.convention, generator),
+        thirds=places.thirds(measured, importance),
+        capacity=places.capacity(measured, importance, generator),
+        induction=places.induction_overlap(measured, importance),
         induction_scores=pd.DataFrame() if measured.induction is None else measured.induction,
+        exported=tables.exported_table(cells, measured),
     )
 
 

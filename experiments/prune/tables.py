@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from einops import rearrange
 
-from experiments.prune.cells import FEWEST, Cells, Values
+from experiments.prune.cells import FEWEST, Cells, Values, spread
 from experiments.prune.curves import (
     contrast,
     contrasts,
@@ -22,7 +22,7 @@ from experiments.prune.curves import (
     rankings_of,
 )
 from experiments.prune.curves import grid as grid_of
-from experiments.prune.measured import ALONE, WHOLE, Measured
+from experiments.prune.measured import ALONE, EXPORTED, WHOLE, Measured
 from experiments.prune.scores import clustered, located
 from experiments.statistics import mean_and_stderr, sign_flip_tests
 
@@ -184,6 +184,31 @@ def grid_table(cells: Cells, totals: Mapping[str, int]) -> pd.DataFrame:
         table = grid_of(cells, totals["heads"], totals["ffns"], within)
         tables.append(table.assign(shots=np.nan if at is None else at))
     return pd.concat(tables, ignore_index=True)
+
+
+def exported_table(cells: Cells, measured: Measured) -> pd.DataFrame:
+    """The exported checkpoint beside the whole model: size, speed, and score on the same examples.
+
+    Columns: model, metric, value, stderr, low, high. Empty where nothing was exported.
+    """
+    if measured.exported is None:
+        return pd.DataFrame()
+    rows = [
+        (row["model"], row["metric"], float(row["value"]), *[np.nan] * 3)
+        for row in measured.exported.to_dict("records")
+    ]
+    curve = curve_of(cells, EXPORTED, EXPORTED, 1)
+    if curve is not None:
+        start, end = curve.average.value[0], curve.average.value[-1]
+        around = curve.average.spreads
+        change = curve.average.resampled[:, -1] - curve.average.resampled[:, 0]
+        rows += [
+            ("whole", "accuracy", start, *around[0]),
+            ("exported", "accuracy", end, *around[-1]),
+            ("exported", "accuracy_change", end - start, *spread(change)),
+        ]
+    names = ["model", "metric", "value", "stderr", "low", "high"]
+    return pd.DataFrame(rows, columns=pd.Index(names))
 
 
 def _over_tasks(change: pd.DataFrame) -> tuple[float, float]:

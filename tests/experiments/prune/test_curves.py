@@ -205,7 +205,7 @@ def test_nothing_is_claimed_from_few_texts_or_without_spread():
     count = few.removable(0.02)
     assert count.best == 0
     assert np.isnan([count.low, count.high]).all()
-    assert few.frame()[["stderr", "low", "high"]].isna().all(axis=None)
+    assert np.isnan(few.frame()[["stderr", "low", "high"]].to_numpy()).all()
     # Eight examples of four texts are still four; and five of five right say nothing of a spread.
     texts = one_curve([whole("a", 0, [1, 0] * 4, size=2), rows("a", 0, [1] * 8, removed=1, size=2)])
     assert not len(texts.average.resampled)

@@ -20,7 +20,7 @@ from experiments.prune import scores, tables
 from experiments.prune.cells import cells_of
 from experiments.prune.figures import figures, main_rankings
 from experiments.prune.findings import Findings, findings_of, interval_in_words
-from experiments.prune.measured import ALONE, WHOLE, Key, Measured
+from experiments.prune.measured import ALONE, EXPORTED, WHOLE, Key, Measured
 from experiments.prune.page import report
 from experiments.report import page
 from experiments.statistics import holm, mean_and_stderr, sign_flip_tests
@@ -78,7 +78,7 @@ def test_the_same_run_gives_the_same_findings(run: Measured, findings: Findings)
 def test_metrics_are_tidy_and_can_be_kept(findings: Findings, tmp_path: Path):
     rows = findings.metrics
     assert {"part", "metric", "value", "stderr", "low", "high"} <= set(rows.columns)
-    assert rows[["part", "metric"]].notna().all(axis=None)
+    assert not set(rows.part).union(rows.metric) & {None, np.nan}
     assert set(rows.part) == {
         *("importance", "curve", "removable", "contrast", "transfer", "baseline", "alone"),
         *("grid", "exact", "fidelity", "agreement", "across shots", "layer", "third"),
@@ -344,6 +344,27 @@ def test_a_run_of_random_orders_alone_and_one_of_none():
     assert empty.outcome.extra == {"truncated_prompts": 0}
     drawn(empty)
     page(report(empty), empty.outcome.headline, {}, {}, {})
+
+
+def test_an_exported_checkpoint_is_compared_with_the_whole_model(run: Measured):
+    answers = run.answers
+    one = answers.loc[(answers.unit == ALONE) & (answers.component == "L0H0")]
+    gone = one.assign(unit=EXPORTED, ranking=EXPORTED, component="")
+    sizes = pd.DataFrame(
+        [("whole", "parameters", 200.0), ("exported", "parameters", 150.0)],
+        columns=pd.Index(["model", "metric", "value"]),
+    )
+    got = found(replace(run, answers=pd.concat([answers, gone]), exported=sizes))
+    table = got.exported.set_index(["model", "metric"])
+    cost = got.alone.set_index("component").loc["L0H0"]
+    change = table.loc[("exported", "accuracy_change")]
+    assert change["value"] == pytest.approx(cost["value"])
+    assert change.stderr == pytest.approx(cost.stderr, rel=0.1)
+    assert table.loc[("whole", "accuracy"), "value"] == pytest.approx(got.baseline["value"].mean())
+    said = " ".join(report(got).findings)
+    assert "parameters 200 → 150 (−25 %)" in said
+    assert "exported" in set(got.metrics.part)
+    drawn(got)
 
 
 def test_scores_that_do_not_count_are_left_out(run: Measured):
