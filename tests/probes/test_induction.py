@@ -11,6 +11,7 @@ from ablate.pruning import ranked
 from probes.circuits import output_weights
 from probes.induction import head_scores, induction_scan, summary
 from probes.repeats import drawn
+from probes.rows import CHUNK
 from tests.families import ENCODERS, FAMILIES, TWO_STACKS, output_of, tiny
 from tests.induction_model import (
     POSITION,
@@ -208,6 +209,15 @@ def test_seeds_and_batches():
     other = induction_scan(model, seeds=(7,), lengths=(4, 9))
     assert other["value"].tolist() != alone.tolist()
     pd.testing.assert_frame_equal(whole, induction_scan(model, seeds=range(5), lengths=(4, 9)))
+
+
+@pytest.mark.parametrize("family", ["llama", "t5"])
+def test_a_few_rows_at_a_time_give_the_same(family: str, monkeypatch: pytest.MonkeyPatch):
+    model = HookedModel(tiny(family))
+    whole = induction_scan(model, lengths=(6,), seeds=range(2))
+    monkeypatch.setitem(CHUNK, "cpu", 2 * 4 * 25 * 3)  # three queries
+    pieces = induction_scan(model, lengths=(6,), seeds=range(2))
+    pd.testing.assert_frame_equal(pieces, whole, atol=1e-5)
 
 
 def test_offload_and_half_precision(tmp_path):
