@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -162,8 +163,9 @@ def test_nested_masks_of_the_ranking_are_the_steps() -> None:
     assert asked == nested_masks(ranking, fractions)[:3]
 
 
-def test_a_layer_quota_holds_at_every_step() -> None:
-    """An explicit loop: of every layer as many as its share, by the losses of the step."""
+@pytest.mark.parametrize("way", ["greedy", "rescored"])
+def test_a_layer_quota_holds_at_every_step(way: str) -> None:
+    """An explicit loop: of every layer as many as its share, by the scores of the step."""
     model = HookedModel(tiny("opt"))
     readings, components = read(model), model.heads
     fractions = [0.25, 0.5, 0.8]
@@ -172,19 +174,25 @@ def test_a_layer_quota_holds_at_every_step() -> None:
     steps = []
     for number in (1, 2, 3):  # of the four heads of each layer
         left = [c for c in components if c not in gone]
-        scores = {c: loss_under(model, readings, [*gone, c]) for c in left}
+        if way == "greedy":
+            scores = {c: loss_under(model, readings, [*gone, c]) for c in left}
+        else:
+            scores = gradients_under(model, readings, gone, left)
         for layer in range(3):
             here = sorted((c for c in left if c.layer == layer), key=lambda c: scores[c])
             gone += here[: number - sum(c.layer == layer for c in gone)]
         steps.append(Mask(gone))
-    ranking = greedy(model, readings, components, counts=counts, quota="layer")
-    assert nested_masks(ranking, fractions, quota="layer") == steps
-    free = greedy(model, readings, components, counts=counts)
-    assert nested_masks(free, fractions) != steps
-    assert greedy(model, readings, components, quota="layer") == ranking
-    by_gradient = rescored(model, readings, components, counts, quota="layer")
-    for step, mask in enumerate(nested_masks(by_gradient, fractions, quota="layer"), 1):
-        assert sorted(c.layer for c in mask) == sorted([0, 1, 2] * step)
+
+    def ranking(**asked: Any) -> tuple[Component, ...]:
+        if way == "greedy":
+            return greedy(model, readings, components, counts=counts, **asked)
+        return rescored(model, readings, components, counts, **asked)
+
+    assert nested_masks(ranking(quota="layer"), fractions, quota="layer") == steps
+    assert nested_masks(ranking(), fractions) != steps
+    if way == "greedy":  # one at a time is then one of every layer at a time
+        found = greedy(model, readings, components, quota="layer")
+        assert found == ranking(quota="layer")
 
 
 def twins() -> HookedModel:
