@@ -4,9 +4,10 @@ A cell is (task, shots, seed, unit, ranking, removed, ffns); its score is the me
 reporting examples that count. Averages give every task at every shot count the same weight, and
 every seed.
 
-What might have been, in replicate b: the texts of each task are drawn again (one draw for all
-shots, seeds, rankings and steps: they are the same examples, so differences are paired), and S
-seeds are drawn from the S there are, each with its deviation from their mean m made larger,
+What might have been, in replicate b: from the G texts of each task G − 1 are drawn (with G the
+spread of a mean would be √((G−1)/G) of what it is: Rao & Wu 1988), one draw for all shots, seeds,
+rankings and steps, which have the same examples, so that differences are paired; and S seeds are
+drawn from the S there are, each with its deviation from their mean m made larger,
 
     m_b + √(S/(S−1)) · mean over the drawn seeds s of (value_{b,s} − m_b),
 
@@ -167,7 +168,7 @@ def cells_of(answers: pd.DataFrame, generator: np.random.Generator) -> Cells:
         sums[name] = np.bincount(place, score[present], size).reshape(shape)
         counts[name] = np.bincount(place, minlength=size).reshape(shape).astype(np.float64)
         even = np.full(len(labels), 1 / len(labels))
-        weights[name] = generator.multinomial(len(labels), even, RESAMPLES).astype(np.float64)
+        weights[name] = generator.multinomial(len(labels) - 1, even, RESAMPLES).astype(np.float64)
         keys.append(found)
     entropy = int(generator.integers(2**32))
     return Cells(pd.concat(keys, ignore_index=True), sums, counts, weights, entropy)

@@ -253,7 +253,7 @@ def costs_of(row: Mapping[Any, Any]) -> str:
 def interval_in_words(low: float, high: float) -> str:
     """`95 % interval 3–7`, or why there is none."""
     if math.isnan(low):
-        return "too few examples for an interval"
+        return "too few texts for an interval"
     if low == high:
         return f"{low:g} in all resamples"
     return f"95 % interval {low:g}–{high:g}"

@@ -18,6 +18,9 @@ from experiments.prune.findings import (
     signed,
 )
 
+FEW = 3
+"""Components at the top below which their share says too little for a sentence."""
+
 
 def sentences(findings: Findings) -> list[str]:
     """The findings of the page."""
@@ -40,13 +43,16 @@ def _removable_sentences(findings: Findings) -> list[str]:
     for unit in findings.units:
         rows = findings.removable
         rows = rows.loc[(rows["unit"] == unit) & rows["shots"].isna()].to_dict("records")
+        ends = [interval_in_words(row["low"], row["high"]) for row in rows]
+        without = all(math.isnan(row["low"]) for row in rows)
         parts = [
-            f"{row['value']:g} by {row['ranking']} ({interval_in_words(row['low'], row['high'])})"
-            for row in rows
+            f"{row['value']:g} by {row['ranking']}" + ("" if without else f" ({end})")
+            for row, end in zip(rows, ends, strict=True)
         ]
         said.append(
             f"{_named(unit)}: of {findings.totals[unit]}, this many can go before the average "
-            f"falls by more than {tolerance} points: {listed(parts)}."
+            f"falls by more than {tolerance} points: {listed(parts)}"
+            + (f" ({ends[0]})." if without else ".")
         )
     return said
 
@@ -160,19 +166,19 @@ def _agreement_sentences(findings: Findings) -> list[str]:
     ]
     for unit, own in tasks.groupby("unit", sort=False):
         parts = []
+        k, components = int(own["k"].iloc[0]), int(own["components"].iloc[0])
         for shots, at in own.groupby("shots_a", sort=True):
             values = at.groupby("metric")["value"]
             mean, low, high = (values.agg(how)["spearman"] for how in ("mean", "min", "max"))
             overlap = values.mean()["overlap"]
             parts.append(
-                f"ρ = {_minus(mean)} at {shots_of(shots)} ({_minus(low)} to {_minus(high)}; "
-                f"{100 * overlap:.0f} % of the top shared)"
+                f"ρ = {_minus(mean)} at {shots_of(shots)} ({_minus(low)} to {_minus(high)}"
+                + (f"; {100 * overlap:.0f} % of the top {k} shared)" if k >= FEW else ")")
             )
-        k, components = own["k"].iloc[0], own["components"].iloc[0]
+        chance = f"; by chance they would share {100 * k / components:.0f} %" if k >= FEW else ""
         said.append(
             f"{_named(str(unit))}: two tasks' importance agrees, averaged over pairs, with "
-            f"{listed(parts)}; by chance they would share {100 * k / components:.0f} % of the top "
-            f"{k}."
+            f"{listed(parts)}{chance}."
         )
     shots = findings.across_shots
     for unit in dict.fromkeys(shots["unit"]) if len(shots) else []:
@@ -192,6 +198,8 @@ def _place_sentences(findings: Findings) -> list[str]:
     said = []
     for unit in dict.fromkeys(findings.thirds["unit"]) if len(findings.thirds) else []:
         rows = findings.thirds.loc[findings.thirds["unit"] == unit]
+        if rows["k"].iloc[0] < FEW:
+            continue
         parts = [
             f"{100 * row['value']:.0f} % in the {row['third']} third (chance "
             f"{100 * row['expected']:.0f} %, p = {row['p']:.2g})"

@@ -325,7 +325,7 @@ def test_any_units_tasks_shots_and_seeds(units: str, size: str):
     json.loads(got.outcome.line(Path("run")))
     assert not got.metrics.empty
     if not several:
-        assert "too few examples for an interval" in got.outcome.headline
+        assert "too few texts for an interval" in got.outcome.headline
         assert "±" not in got.outcome.headline
         assert "by the order 'weights'" in got.outcome.headline
         assert got.contrasts.empty
@@ -381,11 +381,11 @@ def test_scores_that_do_not_count_are_left_out(run: Measured):
 def test_intervals_in_words():
     assert interval_in_words(3, 7) == "95 % interval 3–7"
     assert interval_in_words(4, 4) == "4 in all resamples"
-    assert interval_in_words(np.nan, np.nan) == "too few examples for an interval"
+    assert interval_in_words(np.nan, np.nan) == "too few texts for an interval"
 
 
 def test_draws_are_shared_by_the_cells_of_a_task(run: Measured):
     cells = cells_of(run.answers, np.random.default_rng(0))
     assert set(cells.weights) == {"copy", "recall"}
-    assert (cells.weights["copy"].sum(axis=1) == 20).all()
+    assert (cells.weights["copy"].sum(axis=1) == 19).all()
     assert (cells._picks((0, 1, 2)) == cells._picks((0, 1, 2))).all()
