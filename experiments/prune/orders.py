@@ -26,7 +26,7 @@ import torch
 
 from ablate.components import Component, KVGroup
 from ablate.masks import Mask
-from ablate.pruning import Ranking, random_ranking, removed_count, weight_magnitudes
+from ablate.pruning import Quota, Ranking, random_ranking, removed_count, weight_magnitudes
 from ablate.ranking_files import read_scores
 from ablate.rankings import Combination, Scores, activation_magnitudes, combined, shuffled_ties
 from ablate.stepwise import rescored, stepwise
@@ -165,6 +165,12 @@ def orders_of(
     return Orders(found, pd.DataFrame(partners, columns=pd.Index(names)), induction)
 
 
+def quota_of(study: Pruning, components: Sequence[Component]) -> Quota:
+    """The quota asked for; global for a unit of one component a layer, which no share divides."""
+    places = {(component.stack, component.layer) for component in components}
+    return study.quota if len(places) < len(components) else "global"
+
+
 def _tables_beside(
     condition: Condition, conditions: Sequence[Condition], tables: Mapping[Key, Scores]
 ) -> dict[str, Scores]:
@@ -235,9 +241,11 @@ def _stepwise(
             components,
             counts,
             convention=study.convention,
+            quota=quota_of(study, components),
             fill=fill,
+            checkpointing=study.checkpointing,
         ),
-        "greedy": lambda: _greedy(model, condition, components, counts, fill),
+        "greedy": lambda: _greedy(study, model, condition, components, counts, fill),
     }
     by_name = {str(component): component for component in components}
     for name, way in ways.items():
@@ -251,6 +259,7 @@ def _stepwise(
 
 
 def _greedy(
+    study: Pruning,
     model: HookedModel,
     condition: Condition,
     components: Sequence[Component],
@@ -266,7 +275,7 @@ def _greedy(
         return dict(zip(left, of_masks.loss.mean(axis=1).tolist(), strict=True))
 
     one_by_one = range(1, len(components)) if len(components) <= ONE_BY_ONE else counts
-    return stepwise(components, one_by_one, losses)
+    return stepwise(components, one_by_one, losses, quota=quota_of(study, components))
 
 
 def _task_free(

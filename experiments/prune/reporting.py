@@ -19,6 +19,7 @@ from ablate.masks import Mask
 from ablate.pruning import nested_masks
 from experiments.prune.grading import Graded, scored
 from experiments.prune.measured import ALONE, EXPORTED, GRID, WHOLE, Units
+from experiments.prune.orders import quota_of
 
 if TYPE_CHECKING:
     from ablate import HookedModel
@@ -163,5 +164,5 @@ def _ablations(
 
 def _steps(study: Pruning, ranking: Ranking) -> list[Mask]:
     """The masks of a ranking at the shares asked for, each number of components once."""
-    masks = nested_masks(ranking, sorted(study.fractions), quota=study.quota)
+    masks = nested_masks(ranking, sorted(study.fractions), quota=quota_of(study, ranking))
     return [mask for mask in dict.fromkeys(masks) if mask]

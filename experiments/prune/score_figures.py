@@ -191,7 +191,9 @@ def _induction(findings: Findings) -> Figure:
     table = findings.induction_scores.assign(
         component=findings.induction_scores["component"].astype(str)
     ).merge(scores, on="component")
-    names = [name for name in INDUCTION if name in table]
+    # A score that some heads have not (copying, in an encoder) has no overlap to show.
+    shown = set(findings.induction.loc[findings.induction["shots"] == most, "score"])
+    names = [name for name in INDUCTION if name in shown]
     figure, axes = panels(1, len(names), width=WIDTH / 2, height=3.5)
     for ax, name in zip(axes.flat, names, strict=True):
         rows = findings.induction

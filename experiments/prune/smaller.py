@@ -20,6 +20,7 @@ from ablate.pruned import require_removable
 from ablate.pruning import nested_masks, ranked, removable
 from ablate.rankings import combined
 from experiments.prune.grading import scored
+from experiments.prune.orders import quota_of
 from probes.readings import inputs_of
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def mask_to_export(
             for condition in seen
         }
         order = ranked(combined(tables))
-        steps = nested_masks(order, sorted(study.fractions), quota=study.quota)
+        steps = nested_masks(order, sorted(study.fractions), quota=quota_of(study, order))
         masks = list(dict.fromkeys([gone, *(gone | step for step in steps)]))
         means = []
         for condition in seen:

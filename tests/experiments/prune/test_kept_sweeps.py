@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from experiments.prune.kept_sweeps import kept_log_likelihoods
 
 from ablate.hooked import HookedModel
 from ablate.masks import Mask
+from experiments.prune.kept_sweeps import kept_log_likelihoods
 from experiments.run_folder import RunFolder
 from probes import scoring
 from probes.scoring import Prepared, log_likelihoods, prepare
