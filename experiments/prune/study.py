@@ -47,11 +47,9 @@ class Pruning(ModelOptions):
     """
 
     preset: Literal["default", "full", "paper"] = field(default="default", metadata=NOT_HASHED)
-    """full: every ranking, shot count and the grid; paper: the tasks and settings of Bansal et al.
-    Other options replace what a preset sets."""
+    """full: every ranking and the grid; paper: as Bansal et al.; other options replace its own."""
     tasks: tuple[str, ...] = ()
-    """Built-in tasks, lm-eval tasks, bansal14, or folders of lm-eval YAML files; all built-in if
-    empty."""
+    """Built-in or lm-eval tasks, bansal14, folders of lm-eval YAML files; all built-in if empty."""
     unseen: tuple[str, ...] = ()
     """Tasks that are reported as well, but whose importance enters no aggregate."""
     data: Path | None = field(default=None, metadata=INPUT)
@@ -59,14 +57,11 @@ class Pruning(ModelOptions):
     shots: tuple[int, ...] = (0, 5)
     """Numbers of demonstrations in the prompt."""
     seeds: int = 3
-    """Repetitions, seeded from --seed on: other demonstrations, other examples to choose by, other
-    random orders."""
+    """Repetitions from --seed on, with other demonstrations, selection texts and random orders."""
     units: tuple[Unit, ...] = ()
-    """What is pruned, each by itself: heads, groups (of heads that share keys and values), ffns,
-    mixers; without it, the heads, FFNs and mixers that the model has."""
+    """What is pruned, each by itself; groups share keys and values; if empty, all but groups."""
     rankings: tuple[RankingName, ...] = ("importance", "aggregate", "weights", "random")
-    """Orders in which components go. partners: the rankings of the tasks that agree most and least;
-    others: the aggregate of the other tasks."""
+    """Orders; partners: of the tasks that agree most and least; others: mean of the other tasks."""
     ranking_files: tuple[str, ...] = field(default=(), metadata=INPUT)
     """Scores from files (.csv, .parquet, or the paper's .pkl), each one more ranking."""
     fractions: tuple[float, ...] = TENTHS
@@ -76,15 +71,13 @@ class Pruning(ModelOptions):
     grid: bool = False
     """Remove heads and FFNs together, at every pair of shares."""
     convention: Literal["gate", "token", "reference"] = "gate"
-    """Importance: |Σ_t ∂L/∂ξ_t| (gate), Σ_t |∂L/∂ξ_t| (token), or token as the paper's code
-    normalises it, the last layer apart (reference)."""
+    """|Σ_t ∂L/∂ξ_t| (gate), Σ_t |∂L/∂ξ_t| (token), or as the paper's code (reference)."""
     integrated: int = 0
     """Steps of the integrated gradient over the gates; 0: the gradient at the whole model."""
     checkpointing: bool = False
     """Compute activations again in the backward pass instead of keeping them."""
     exact: Literal["auto", "yes", "no"] = "auto"
-    """Remove every component alone, exactly, on the examples to choose by; auto: up to 256 of
-    them."""
+    """Remove every component alone, on the examples to choose by; auto: where there are ≤ 256."""
     fill: Literal["zero", "mean", "resample"] = "zero"
     """What stands in for a removed component's output."""
     tolerance: float = 0.02
