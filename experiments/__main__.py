@@ -104,7 +104,7 @@ def _cli(words: Sequence[str]) -> Study:
 
 def _preset(words: Sequence[str]) -> str:
     """What --preset is given, so that its settings are the defaults of the options beside it."""
-    for word, after in zip(words, [*words[1:], ""], strict=True):
+    for word, after in zip(words, [*words[1:], ""], strict=False):
         if word.startswith("--preset"):
             return word.partition("=")[2] or after
     return ""
