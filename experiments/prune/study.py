@@ -73,7 +73,7 @@ class Pruning(ModelOptions):
     convention: Literal["gate", "token", "reference"] = "gate"
     """|Σ_t ∂L/∂ξ_t| (gate), Σ_t |∂L/∂ξ_t| (token), or as the paper's code (reference)."""
     integrated: int = 0
-    """Steps of the integrated gradient over the gates; 0: the gradient at the whole model."""
+    """Gradients along the way from whole to removed, for each layer; 0: one, at the whole model."""
     checkpointing: bool = False
     """Compute activations again in the backward pass instead of keeping them."""
     exact: Literal["auto", "yes", "no"] = "auto"
