@@ -5,10 +5,10 @@ middle of the model's own forward. From the scores s = q·k·scale + mask of the
 normaliser lse = log Σ_k e^s any entry of the pattern is e^(s − lse), so a measure that needs few
 entries never forms the pattern: T·heads numbers are kept where the pattern has T²·heads.
 
-Under sdpa torch's fused kernel computes what it always does, and the scores are computed beside it
-from the arguments it was given: after rotary, norms, position biases and windows, whatever the
-family does. Under eager attention the model forms the pattern of one layer; it is seen and dropped.
-Nothing of the model is changed either way.
+Under sdpa torch's fused kernel computes what it always does, and says lse (`probes.fused`); scores
+are computed beside it from the arguments it was given, after rotary, norms, position biases and
+windows, whatever the family does, and only those that are asked for. Under eager attention the
+model forms the pattern of one layer; it is seen and dropped. Nothing of the model is changed.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
-from einops import rearrange
-from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from ablate.hooked import HookedModel
 from ablate.hooks import Edit, Place, hooked
 from ablate.sites import Site
+from probes.fused import Asked, in_parts, sdpa_seen
 
 CHUNK = {"cpu": 2**20}
 """Scores formed at once: as many as a cache holds."""
@@ -42,19 +42,43 @@ class Rows:
     site: Site
     first: int
     """Position of the first of these queries."""
-    scores: Float[Tensor, "batch head query key"]
-    """s with −∞ where masked, or the pattern itself; keys beyond the last are attended by none."""
+    formed: Float[Tensor, "batch head query key"] | None
+    """The pattern itself, or s where it is there already."""
     normaliser: Float[Tensor, "batch head query"] | None
-    """lse of every row; None where `scores` is the pattern."""
+    """lse of every row; None where `formed` is the pattern."""
+    asked: Asked | None = None
+    """What sdpa was asked for these queries, where it was."""
+
+    @property
+    def queries(self) -> int:
+        """How many rows these are."""
+        if self.formed is not None:
+            return self.formed.shape[2]
+        assert self.asked is not None
+        return self.asked.query.shape[2]
+
+    @cached_property
+    def scores(self) -> Float[Tensor, "batch head query key"]:
+        """s with −∞ where masked, or the pattern; keys beyond the last are attended by none."""
+        if self.formed is not None:
+            return self.formed
+        assert self.asked is not None
+        return self.asked.scores()
 
     def at(self, keys: Int[Tensor, "batch query entry"]) -> Float[Tensor, "batch head query entry"]:
         """The pattern at some keys of every query, fp32; 0 where a key is −1 (none)."""
-        keys = keys[:, None].to(self.scores.device)
-        heads = self.scores.shape[1]
-        entries = self.scores.gather(-1, keys.clamp(min=0).expand(-1, heads, -1, -1)).float()
+        if self.asked is not None and "scores" not in vars(self):
+            entries = self.asked.entries(keys.to(self.asked.key.device))
+            if entries is not None:
+                return entries
+        scores = self.scores
+        keys = keys[:, None].to(scores.device)
+        inside = (keys >= 0) & (keys < scores.shape[-1])
+        some = keys.clamp(0, scores.shape[-1] - 1).expand(-1, scores.shape[1], -1, -1)
+        entries = scores.gather(-1, some).float()
         if self.normaliser is not None:
             entries = (entries - self.normaliser[..., None]).exp()
-        return entries.masked_fill(keys < 0, 0)
+        return entries.masked_fill(~inside, 0)
 
     def most(self) -> Int[Tensor, "batch head query"]:
         """The key that every query attends to most; the first of equals."""
@@ -110,21 +134,6 @@ def _show(site: Site, see: Callable[[Rows], None]) -> Edit:
     return edit
 
 
-class _Beside(TorchFunctionMode):
-    """Sees the arguments of every call of torch's sdpa, and lets it run."""
-
-    def __init__(self, called: Callable[[tuple[Any, ...], dict[str, Any]], None]) -> None:
-        super().__init__()
-        self.called = called
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        if func is nn.functional.scaled_dot_product_attention:
-            self.called(args, kwargs or {})
-        return func(*args, **(kwargs or {}))
-
-
 @contextmanager
 def _beside_sdpa(
     model: HookedModel, sites: list[Site], see: Callable[[Rows], None]
@@ -137,12 +146,13 @@ def _beside_sdpa(
     seen: Counter[str] = Counter()
     expected: Counter[str] = Counter()
 
-    def called(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def called(args: tuple[Any, ...], kwargs: dict[str, Any], lse: Tensor | None) -> None:
         if inside:
             seen[inside[0].name] += 1
+            chunk = CHUNK.get(args[0].device.type, CHUNK_ELSEWHERE)
             with torch.no_grad():
-                for rows in _rows(inside[0], *args, **kwargs):
-                    see(rows)
+                for asked in in_parts(chunk, lse, *args, **kwargs):
+                    see(_rows(inside[0], asked))
 
     handles = []
     try:
@@ -156,7 +166,7 @@ def _beside_sdpa(
                 attention.register_forward_hook(lambda *_: inside.clear()),
                 block.register_forward_hook(lambda *_, s=site: expected.update([s.name])),
             ]
-        with _Beside(called):
+        with sdpa_seen(called):
             yield
         for name, forwards in expected.items():
             if seen[name] != forwards:
@@ -169,42 +179,8 @@ def _beside_sdpa(
             handle.remove()
 
 
-def _rows(
-    site: Site,
-    query: Float[Tensor, "batch head query d_head"],
-    key: Float[Tensor, "batch group key d_head"],
-    value: Tensor,
-    attn_mask: Bool[Tensor, "..."] | Float[Tensor, "..."] | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> Iterator[Rows]:
-    """The scores that sdpa forms in its kernel, some queries at a time; its own arguments."""
-    factor = query.shape[-1] ** -0.5 if scale is None else scale
-    batch, heads, queries, _ = query.shape
-    groups, keys = key.shape[1:3]
-    by_group = rearrange(
-        query, "batch (group share) query d_head -> batch group share query d_head", group=groups
-    )
-    transposed = rearrange(key, "batch group key d_head -> batch group 1 d_head key")
-    chunk = CHUNK.get(query.device.type, CHUNK_ELSEWHERE)
-    step = max(1, chunk // (batch * heads * keys))
-    position = torch.arange(max(queries, keys), device=query.device)
-    for first in range(0, queries, step):
-        last = min(first + step, queries)
-        width = min(last, keys) if is_causal else keys
-        scores = by_group[..., first:last, :] @ transposed[..., :width]
-        scores = rearrange(scores, "batch group share query key -> batch (group share) query key")
-        scores = factor * scores.float()
-        if is_causal:  # sdpa's is the upper left corner's
-            later = position[None, :width] > position[first:last, None]
-            scores = scores.masked_fill(later, -torch.inf)
-        if attn_mask is not None:
-            part = attn_mask[..., first:last, :] if attn_mask.shape[-2] > 1 else attn_mask
-            part = part[..., :width] if part.shape[-1] > 1 else part
-            if part.dtype == torch.bool:
-                scores = scores.masked_fill(~part, -torch.inf)
-            else:
-                scores = scores + part
-        yield Rows(site, first, scores, scores.logsumexp(-1))
+def _rows(site: Site, asked: Asked) -> Rows:
+    if asked.lse is not None:
+        return Rows(site, asked.first, None, asked.lse, asked)
+    scores = asked.scores()
+    return Rows(site, asked.first, scores, scores.logsumexp(-1))

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ablate import HookedModel
+from probes import fused
 from probes import rows as rows_module
 from probes.rows import Rows, watched
 from tests.families import FAMILIES, inputs_for, output_of, tiny
@@ -59,15 +60,23 @@ def test_rows_equal_the_eager_pattern(family: str, chunk: int, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_entries_are_those_of_the_pattern(attention: str):
+@pytest.mark.parametrize("gathered", [0, 10**6])
+def test_entries_are_those_of_the_pattern(
+    attention: str, gathered: int, monkeypatch: pytest.MonkeyPatch
+):
+    """Later keys, which nobody attends to, among them."""
+    monkeypatch.setattr(fused, "GATHERED", gathered)
     model = HookedModel(tiny("llama", attention=attention))
     inputs = inputs_for(model.model)
     keys = torch.randint(-1, 9, (2, 9, 3), generator=torch.Generator().manual_seed(0))
-    keys = torch.where(keys > torch.arange(9)[None, :, None], -1, keys)
     checked = []
 
     def see(rows: Rows) -> None:
-        entries, pattern = rows.at(keys), rows.pattern()
+        entries = rows.at(keys)
+        assert rows.queries == 9
+        if attention == "sdpa":  # nothing of a pattern's size was formed for it
+            assert ("scores" in vars(rows)) == bool(gathered)
+        pattern = rows.pattern()
         for b, h, q, e in torch.cartesian_prod(*map(torch.arange, entries.shape)).tolist():
             key = int(keys[b, q, e])
             expected = pattern[b, h, q, key] if key >= 0 else 0.0
@@ -77,6 +86,53 @@ def test_entries_are_those_of_the_pattern(attention: str):
     with watched(model, see):
         output_of(model.model, inputs)
     assert len(checked) == 2
+
+
+@pytest.mark.parametrize("family", ATTENDING)
+@pytest.mark.parametrize("padded", [False, True])
+def test_gathered_entries_are_those_of_the_scores(
+    family: str, padded: bool, monkeypatch: pytest.MonkeyPatch
+):
+    """Grouped keys, windows, masks, position biases: every family, a few queries at a time."""
+    monkeypatch.setattr(fused, "GATHERED", 0)
+    monkeypatch.setitem(rows_module.CHUNK, "cpu", 200)
+    model = HookedModel(tiny(family))
+    generator = torch.Generator().manual_seed(0)
+
+    def see(rows: Rows) -> None:
+        batch, _, _, width = (rows.asked.key if rows.asked else rows.scores).shape
+        keys = rows.asked.key.shape[2] if rows.asked else width
+        some = torch.randint(-1, keys, (batch, rows.queries, 4), generator=generator)
+        entries, pattern = rows.at(some), rows.pattern()
+        pattern = pad(pattern, (1, keys - pattern.shape[-1]))  # key −1 stands in front
+        expected = pattern.gather(-1, 1 + some[:, None].expand(-1, pattern.shape[1], -1, -1))
+        assert torch.allclose(entries, expected, atol=1e-6)
+
+    with watched(model, see):
+        output_of(model.model, inputs_for(model.model, padded=padded))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_kernels_normaliser_is_that_of_all_scores(dtype: torch.dtype):
+    """And it is there: without it every measure would form all scores."""
+    model = HookedModel(tiny("opt", dtype=dtype))
+
+    def see(rows: Rows) -> None:
+        assert rows.asked is not None
+        assert rows.asked.lse is not None
+        assert torch.allclose(rows.asked.lse, rows.scores.logsumexp(-1), atol=1e-5)
+
+    with watched(model, see):
+        output_of(model.model, inputs_for(model.model))
+
+
+def test_a_kernel_that_keeps_its_normaliser_to_itself(monkeypatch: pytest.MonkeyPatch):
+    model = HookedModel(tiny("llama"))
+    inputs = inputs_for(model.model)
+    told = patterns(model, inputs)[1]
+    monkeypatch.setattr(fused, "TELLING", ())
+    untold = patterns(model, inputs)[1]
+    assert all(torch.allclose(told[name], untold[name], atol=1e-6) for name in told)
 
 
 @pytest.mark.parametrize("family", ["opt", "falcon", "t5", "gemma2"])
