@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from ablate.components import Component
-from experiments.agreement import basic_interval, group_weights
+from experiments.jackknife import jackknife_interval, left_out
 from experiments.rank_measures import top_members
 
 THIRDS = ("first", "middle", "last")
@@ -29,36 +29,37 @@ THIRDS = ("first", "middle", "last")
 
 def importance_by_layer(
     components: Sequence[Component],
-    values: Float[np.ndarray, "example component"],
-    groups: Sequence[Any],
-    generator: np.random.Generator,
+    samples: Sequence[tuple[Float[np.ndarray, "example component"], Sequence[Any]]],
     *,
-    resamples: int = 2000,
     level: float = 0.95,
 ) -> pd.DataFrame:
-    """Mean importance of each layer's components of one kind, with a bootstrap interval by group.
+    """Mean importance of each layer's components of one kind, with a jackknife interval.
+
+    Args:
+        samples: importance on the examples of each task, and the text that each example comes from;
+            tasks weigh the same, however many examples they have.
 
     Columns: stack, kind, layer, value, low, high, components.
     """
-    if values.shape != (len(groups), len(components)):
-        raise ValueError(
-            f"values of shape {values.shape} for {len(groups)} groups and {len(components)} "
-            "components: give [example, component], a group an example"
-        )
+    for values, groups in samples:
+        if values.shape != (len(groups), len(components)):
+            raise ValueError(
+                f"values of shape {values.shape} for {len(groups)} groups and {len(components)} "
+                "components: give [example, component], a group an example"
+            )
     places = [(c.stack, type(c).__name__, c.layer) for c in components]
     layers = sorted(set(places))
-    means = np.stack(
-        [values[:, [p == layer for p in places]].mean(axis=1) for layer in layers], axis=1
-    )
-    draws = np.empty((0, len(layers)))
-    if len(set(groups)) > 1:
-        (weights,) = group_weights([groups], generator, resamples)
-        draws = weights @ means / weights.sum(axis=1, keepdims=True)
-    rows = []
-    for i, (place, point) in enumerate(zip(layers, means.mean(axis=0).tolist(), strict=True)):
-        rows.append(
-            (*place, point, *basic_interval(point, draws[:, i], level), places.count(place))
-        )
+    own = [[p == layer for p in places] for layer in layers]
+    means = [np.stack([values[:, o].mean(axis=1) for o in own], axis=1) for values, _ in samples]
+    point = np.mean([m.mean(axis=0) for m in means], axis=0)
+    without = left_out(range(len(samples)), [groups for _, groups in samples])
+    count = len(without.strata)
+    replicates = np.mean([without.means(i, m, 0, count) for i, m in enumerate(means)], axis=0)
+    low, high = jackknife_interval(point, replicates, without.strata, level=level)
+    rows = [
+        (*place, *numbers, places.count(place))
+        for place, *numbers in zip(layers, point, low, high, strict=True)
+    ]
     names = ["stack", "kind", "layer", "value", "low", "high", "components"]
     return pd.DataFrame(rows, columns=pd.Index(names))
 

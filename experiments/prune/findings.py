@@ -209,7 +209,7 @@ def findings_of(study: Pruning, measured: Measured) -> Findings:
     cells = cells_of(measured.answers, generator)
     totals = tables.totals(measured)
     importance = scores.importance_table(measured, study.convention)
-    agreement = places.agreements(measured, study.convention, generator)
+    agreement = places.agreements(measured, study.convention)
     whole = measured.answers.loc[measured.answers["unit"] == WHOLE]
     return Findings(
         study=study,
@@ -228,12 +228,12 @@ def findings_of(study: Pruning, measured: Measured) -> Findings:
         grid=tables.grid_table(cells, totals),
         importance=importance,
         exact=scores.exact_effects(measured, generator),
-        fidelity=scores.fidelity(measured, study.convention, generator),
+        fidelity=scores.fidelity(measured, study.convention),
         agreement=agreement,
         partners=_by_unit(agreement, partners, several="task"),
         partners_used=measured.partners,
         across_shots=_by_unit(agreement, across_shots, several="shots"),
-        layers=places.layers(measured, study.convention, generator),
+        layers=places.layers(measured, study.convention),
         thirds=places.thirds(measured, importance),
         capacity=places.capacity(measured, importance, generator),
         induction=places.induction_overlap(measured, importance),

@@ -16,7 +16,7 @@ import pandas as pd
 from ablate.components import Component, Head, parse_component
 from experiments.agreement import Condition, agreement
 from experiments.prune.measured import Measured
-from experiments.prune.scores import RESAMPLES, mean_importance, samples
+from experiments.prune.scores import mean_importance, samples
 from experiments.rank_measures import spearman, top_overlap
 from experiments.where import capacity_retained, importance_by_layer, top_by_third
 
@@ -25,7 +25,7 @@ TOP = 0.3
 INDUCTION = ("prefix_matching", "copying")
 
 
-def agreements(measured: Measured, convention: str, generator: np.random.Generator) -> pd.DataFrame:
+def agreements(measured: Measured, convention: str) -> pd.DataFrame:
     """`experiments.agreement` of every unit with at least two conditions, and a column unit."""
     tables = []
     for unit, components in measured.units.items():
@@ -34,26 +34,19 @@ def agreements(measured: Measured, convention: str, generator: np.random.Generat
             for s in samples(measured, unit, convention)
         ]
         if len(conditions) > 1 and len(components) > 1:
-            table = agreement(conditions, generator, share=TOP, resamples=RESAMPLES)
+            table = agreement(conditions, share=TOP)
             tables.append(table.assign(unit=unit))
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
-def layers(measured: Measured, convention: str, generator: np.random.Generator) -> pd.DataFrame:
-    """`where.importance_by_layer` of every unit at each shot count, and columns unit, shots.
-
-    Tasks weigh the same however many examples they have.
-    """
+def layers(measured: Measured, convention: str) -> pd.DataFrame:
+    """`where.importance_by_layer` of every unit at each shot count, and columns unit, shots."""
     tables = []
     for unit, components in measured.units.items():
         found = samples(measured, unit, convention)
         for shots in dict.fromkeys(s.shots for s in found):
             at = [s for s in found if s.shots == shots]
-            count = sum(len(s.values) for s in at) / len(at)
-            values = np.concatenate([s.values * count / len(s.values) for s in at])
-            table = importance_by_layer(
-                components, values, [g for s in at for g in s.groups], generator
-            )
+            table = importance_by_layer(components, [(s.values, s.groups) for s in at])
             tables.append(table.assign(unit=unit, shots=shots))
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 

@@ -19,13 +19,11 @@ from jaxtyping import Float
 
 from ablate.components import Component
 from ablate.importance import Importance
-from experiments.agreement import basic_interval, group_weights
+from experiments.jackknife import jackknife_interval, left_out
 from experiments.oracle import effect_table
 from experiments.prune.cells import FEWEST
 from experiments.prune.measured import Measured
 from experiments.rank_measures import rank_features, spearman
-
-RESAMPLES = 1000
 
 
 class Sample(NamedTuple):
@@ -155,13 +153,12 @@ def exact_effects(measured: Measured, generator: np.random.Generator) -> pd.Data
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
-def fidelity(measured: Measured, convention: str, generator: np.random.Generator) -> pd.DataFrame:
+def fidelity(measured: Measured, convention: str) -> pd.DataFrame:
     """Does the gradient rank the components as the exact rise of the loss does?
 
     Spearman's ρ of importance with the mean rise, and with the mean size of the rise (what a score
-    of absolute effects estimates), in each condition of each seed, averaged. The interval is the
-    basic one over texts (see `experiments.agreement`). Columns: unit, exact, value, low, high,
-    conditions.
+    of absolute effects estimates), in each condition of each seed, averaged. The interval is
+    that of `experiments.jackknife` over texts. Columns: unit, exact, value, low, high, conditions.
     """
     rows = []
     for unit, components in measured.units.items():
@@ -171,23 +168,28 @@ def fidelity(measured: Measured, convention: str, generator: np.random.Generator
         pairs = list(_pairs(measured, convention, wide, components)) if len(wide) else []
         if not pairs:
             continue
-        weights = _shared_weights(pairs, generator)
+        without = left_out(
+            [pair.task for pair in pairs] * 2, [p.groups for p in pairs] + [p.rows for p in pairs]
+        )
+        count = len(without.strata)
         for exact in ("rise", "size"):
-            points, draws = [], []
-            for pair, (own, others) in zip(pairs, weights, strict=True):
+            points, replicates = [], []
+            for number, pair in enumerate(pairs):
                 effects = pair.effects if exact == "rise" else np.abs(pair.effects)
                 points.append(spearman(pair.values.mean(axis=0), effects.mean(axis=0)))
-                one, other = (_means(own, pair.values), _means(others, effects))
-                draws.append((rank_features(one) * rank_features(other)).sum(axis=1))
-            present = [p for p in points if np.isfinite(p)]
-            point = float(np.mean(present)) if present else np.nan
-            certain = any(len(set(pair.groups)) < FEWEST for pair in pairs)
-            table = np.array(draws)
-            count = np.isfinite(table).sum(axis=0)
-            sums = np.where(np.isfinite(table), table, 0.0).sum(axis=0)
-            mean = np.divide(sums, count, out=np.full(len(count), np.nan), where=count > 0)
-            ends = basic_interval(point, np.empty(0) if certain else mean, limits=(-1.0, 1.0))
-            rows.append((unit, exact, point, *ends, len(present)))
+                one = without.means(number, pair.values, 0, count)
+                other = without.means(len(pairs) + number, effects, 0, count)
+                replicates.append((rank_features(one) * rank_features(other)).sum(axis=1))
+            present = np.isfinite(points)
+            point = float(np.mean(np.compress(present, points))) if present.any() else np.nan
+            left = np.compress(present, replicates, axis=0)
+            if present.any() and all(len(set(pair.groups)) >= FEWEST for pair in pairs):
+                low, high = jackknife_interval(
+                    np.array(point), left.mean(axis=0), without.strata, limits=(-1.0, 1.0)
+                )
+            else:
+                low = high = np.array(np.nan)
+            rows.append((unit, exact, point, float(low), float(high), int(present.sum())))
     names = ["unit", "exact", "value", "low", "high", "conditions"]
     return pd.DataFrame(rows, columns=pd.Index(names))
 
@@ -216,30 +218,6 @@ def _pairs(
         groups = list(map(str, measured.groups[key]))
         rows = exact.index.get_level_values("group").astype(str).tolist()
         yield _Pair(key.task, values, groups, exact.to_numpy(np.float64), rows)
-
-
-def _shared_weights(
-    pairs: Sequence[_Pair], generator: np.random.Generator
-) -> list[tuple[Float[np.ndarray, "resample example"], Float[np.ndarray, "resample row"]]]:
-    """How often each example of both sides counts; all of one task draw the same texts."""
-    weights = {}
-    for task in dict.fromkeys(pair.task for pair in pairs):
-        own = [i for i, pair in enumerate(pairs) if pair.task == task]
-        drawn = group_weights(
-            [labels for i in own for labels in (pairs[i].groups, pairs[i].rows)],
-            generator,
-            RESAMPLES,
-        )
-        weights |= {i: (drawn[2 * n], drawn[2 * n + 1]) for n, i in enumerate(own)}
-    return [weights[i] for i in range(len(pairs))]
-
-
-def _means(
-    weights: Float[np.ndarray, "resample example"], values: Float[np.ndarray, "example component"]
-) -> Float[np.ndarray, "resample component"]:
-    """Weighted means; nan in a resample that drew no example."""
-    with np.errstate(invalid="ignore"):
-        return weights @ values / weights.sum(axis=1, keepdims=True)
 
 
 def _wide(effects: pd.DataFrame, components: Sequence[Component], metric: str) -> pd.DataFrame:

@@ -13,8 +13,6 @@ from experiments.agreement import (
     Condition,
     across_shots,
     agreement,
-    basic_interval,
-    group_weights,
     partners,
 )
 from experiments.rank_measures import (
@@ -115,7 +113,7 @@ def _conditions(examples: int = 40, components: int = 12) -> list[Condition]:
 
 def test_agreement_table():
     conditions = _conditions()
-    frame = agreement(conditions, np.random.default_rng(0), share=0.25, resamples=200)
+    frame = agreement(conditions, share=0.25)
     # 3 tasks and the aggregate: 6 pairs a shot count; 4 of shot counts; 4 metrics each.
     assert len(frame) == (2 * 6 + 4) * len(METRICS)
     rows = frame.set_index(["task_a", "shots_a", "task_b", "shots_b", "metric"])
@@ -128,19 +126,18 @@ def test_agreement_table():
     }.items():
         row = rows.loc[("x", 0, "y", 0, metric)]
         assert row.value == pytest.approx(value)
-        assert row.low <= row.high <= 1.0
+        assert -1 <= row.low <= value <= row.high <= 1.0 + 1e-12
     assert rows.loc[("x", 0, "y", 0, "overlap"), "p"] == top_overlap(a, b, 3)[1]
     assert frame.loc[frame.metric != "overlap", "p"].isna().all()
     mean = np.mean([c.values.mean(0) for c in conditions[::2]], axis=0)
     value = rows.loc[("z", 0, "aggregate", 0, "spearman"), "value"]
     assert value == pytest.approx(spearman(conditions[4].values.mean(0), mean))
-    again = agreement(conditions, np.random.default_rng(0), share=0.25, resamples=200)
+    again = agreement(conditions, share=0.25)
     assert again.equals(frame)
 
 
 def test_partners_are_found_and_ties_have_a_row_each():
-    frame = agreement(_conditions(), np.random.default_rng(0), resamples=0)
-    assert frame.low.isna().all()
+    frame = agreement(_conditions())
     found = partners(frame).set_index(["task", "shots", "which"])["partner"]
     assert found["x", 0, "highest"] == "y"
     assert found["y", 5, "lowest"] == "z"
@@ -150,7 +147,7 @@ def test_partners_are_found_and_ties_have_a_row_each():
 
 
 def test_table_of_shots_is_the_mean_over_tasks():
-    frame = agreement(_conditions(), np.random.default_rng(0), resamples=0)
+    frame = agreement(_conditions())
     table = across_shots(frame).set_index("metric").loc["spearman"]
     alone = frame[(frame.metric == "spearman") & (frame.shots_a != frame.shots_b)]
     alone = alone[alone.task_a != "aggregate"]
@@ -159,38 +156,18 @@ def test_table_of_shots_is_the_mean_over_tasks():
     assert table.variance == pytest.approx(alone["value"].var())
 
 
-def test_shared_groups_are_drawn_together():
-    one, other = group_weights([["a", "a", "b"], ["b", "c"]], np.random.default_rng(0), 50)
-    assert (one[:, 0] == one[:, 1]).all()
-    assert (one[:, 2] == other[:, 0]).all()
-    assert (one[:, 0] + one[:, 2] + other[:, 1] == 3).all()
-
-
-def test_basic_interval_by_eye():
-    draws = np.linspace(0.2, 0.6, 101)
-    assert basic_interval(0.5, draws, 0.5) == pytest.approx((0.5, 0.7))
-    assert basic_interval(0.9, draws, 0.5, (-1, 1)) == pytest.approx((1.0, 1.0))
-
-
-def test_intervals_hold_the_truth_where_percentiles_do_not():
-    # Scores that agree fully, seen through noise: percentiles lie below 1 almost always.
-    held = 0
-    for seed in range(25):
-        generator = np.random.default_rng(seed)
-        truth = np.arange(24.0)
-        pair = [
-            Condition(t, 0, truth + generator.normal(0, 12, (40, 24)), list(range(40)))
-            for t in ("x", "y")
-        ]
-        row = agreement(pair, generator, resamples=100).iloc[0]
-        held += row.high >= 0.999
-    assert held >= 17
+def test_one_text_has_no_interval():
+    conditions = [Condition(c.task, c.shots, c.values, ["text"] * 40) for c in _conditions()]
+    frame = agreement(conditions)
+    assert frame.low.isna().all()
+    assert frame.high.isna().all()
+    assert frame.value.notna().any()
 
 
 def test_conditions_must_be_alike():
     x = _conditions()[0]
     with pytest.raises(ValueError, match="at least two"):
-        agreement([x], np.random.default_rng(0))
+        agreement([x])
     short = Condition("short", 0, x.values[:, :5], x.groups)
     with pytest.raises(ValueError, match="12 components as x has"):
-        agreement([x, short], np.random.default_rng(0))
+        agreement([x, short])

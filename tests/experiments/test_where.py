@@ -22,16 +22,25 @@ def test_importance_by_layer_is_the_mean_over_its_components():
     generator = np.random.default_rng(0)
     components = [*HEADS, FFN(0)]
     values = generator.normal(5, 1, (30, 13))
-    frame = importance_by_layer(components, values, list(range(30)), generator)
+    frame = importance_by_layer(components, [(values, list(range(30)))])
     rows = frame.set_index(["kind", "layer"])
     assert rows.loc[("Head", 2), "value"] == pytest.approx(values[:, 4:6].mean())
     assert rows.loc[("FFN", 0), "components"] == 1
     per_example = values[:, 4:6].mean(axis=1)
-    low, high = stats.norm.interval(0.95, per_example.mean(), stats.sem(per_example))
+    low, high = stats.t.interval(0.95, 29, per_example.mean(), stats.sem(per_example))
     found = rows.loc[("Head", 2)]
-    assert (found.low, found.high) == pytest.approx((low, high), abs=0.08)
-    alone = importance_by_layer(components, values, ["one text"] * 30, generator)
+    assert (found.low, found.high) == pytest.approx((low, high))
+    alone = importance_by_layer(components, [(values, ["one text"] * 30)])
     assert alone.low.isna().all()
+    # Two tasks weigh the same, and their variances add up.
+    both = importance_by_layer(
+        components, [(values, list(range(30))), (values[:10] + 9, list(range(10)))]
+    ).set_index(["kind", "layer"])
+    few = per_example[:10] + 9
+    assert both.loc[("Head", 2), "value"] == pytest.approx((per_example.mean() + few.mean()) / 2)
+    error = np.hypot(stats.sem(per_example), stats.sem(few)) / 2
+    found = both.loc[("Head", 2)]
+    assert (found.high - found.low) / 2 == pytest.approx(stats.t.ppf(0.975, 9) * error)
 
 
 def test_thirds_count_the_top_and_its_expectation():
@@ -137,7 +146,7 @@ def test_pictures_show_their_frames():
     with pytest.raises(ValueError, match="no kendall between tasks at 0 shots"):
         agreement_heatmap(frame, shots=0, metric="kendall")
     generator = np.random.default_rng(0)
-    layers = importance_by_layer(HEADS, generator.random((9, 12)), list(range(9)), generator)
+    layers = importance_by_layer(HEADS, [(generator.random((9, 12)), list(range(9)))])
     assert layer_curve(layers).lines[0].get_xdata().tolist() == list(range(6))
     score = dict(zip(HEADS, np.arange(12.0), strict=True))
     curves = capacity_curves(capacity_retained(score, {"importance": HEADS}, generator))
