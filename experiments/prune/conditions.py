@@ -130,10 +130,12 @@ def _tasks(study: Pruning, shots: int, seed: int, split: Split) -> list[tuple[Ta
     for task, _ in found:
         if names.count(task.name) > 1:
             raise ValueError(f"task {task.name} in --tasks and in --unseen: name it in one of them")
-        if study.limit is not None and not study.fewer and len(task.examples) < study.limit:
+        limit = study.limit_of(split)
+        if limit is not None and not study.fewer and len(task.examples) < limit:
             side = "to choose by" if split == "selection" else "to report on"
+            option = "limit" if split == "selection" else "report-limit"
             raise ValueError(
-                f"--limit {study.limit} asked for: task {task.name} has {len(task.examples)} "
+                f"--{option} {limit} asked for: task {task.name} has {len(task.examples)} "
                 f"examples {side} ({task.source}); give a lower limit, or --fewer to take what "
                 "there is"
             )
@@ -153,7 +155,7 @@ def _loaded(
         names,
         shots,
         split=split,
-        limit=study.limit,
+        limit=study.limit_of(split),
         sample=seed if split == "selection" else None,
         seed=seed,
         data=study.data,

@@ -198,7 +198,7 @@ def _caveats(findings: Findings) -> Sequence[str]:
     task = 100 * 1.96 * math.sqrt(0.25 / texts) if texts else math.nan
     said = [
         f"A task has {texts} texts or more to report on: one task's accuracy at one shot count is "
-        f"uncertain by up to {task:.0f} points; raise `--limit` for more.",
+        f"uncertain by up to {task:.0f} points; raise `--report-limit` for more.",
         f"Intervals draw texts and the {seeds} seeds again, seeds with their deviations made "
         f"larger by √({seeds}/{seeds - 1}): with so few seeds they are rough."
         if seeds > 1

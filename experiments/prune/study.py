@@ -16,6 +16,7 @@ from experiments.config import INPUT, NOT_HASHED, ModelOptions
 
 if TYPE_CHECKING:
     from experiments.run_folder import Outcome, RunFolder
+    from probes.tasks import Split
 
 Unit = Literal["heads", "groups", "ffns", "mixers"]
 RankingName = Literal[
@@ -83,9 +84,11 @@ class Pruning(ModelOptions):
     tolerance: float = 0.02
     """Fall of the average accuracy that the headline allows."""
     limit: int | None = 40
-    """Use this many examples of each task, to choose by and again to report."""
+    """Choose by this many examples of each task."""
+    report_limit: int | None = 100
+    """Report on this many others."""
     fewer: bool = False
-    """Take all there are of a task that has fewer examples than --limit."""
+    """Take all there are of a task that has fewer examples than asked for."""
     overlong: Literal["refuse", "cut"] = "refuse"
     """Prompts longer than the context: refuse, or cut their beginning."""
     bos: Literal["tokenizer", "always", "never"] = "tokenizer"
@@ -103,6 +106,7 @@ class Pruning(ModelOptions):
             "rankings": get_args(RankingName),
             "grid": True,
             "limit": 60,
+            "report_limit": 200,
         },
         "paper": {
             "tasks": ("bansal14",),
@@ -113,6 +117,7 @@ class Pruning(ModelOptions):
             "convention": "token",
             "overlong": "cut",
             "limit": 2500,
+            "report_limit": None,
             "fewer": True,
         },
     }
@@ -137,6 +142,10 @@ class Pruning(ModelOptions):
             raise ValueError(f"--seeds {self.seeds} asked for: give at least 1 (3 for intervals)")
         if self.limit is not None and self.limit < 2:
             raise ValueError(f"--limit {self.limit} asked for: give at least 2 examples a task")
+        if self.report_limit is not None and self.report_limit < 2:
+            raise ValueError(
+                f"--report-limit {self.report_limit} asked for: give at least 2 examples a task"
+            )
         if self.integrated < 0:
             raise ValueError(f"--integrated {self.integrated} asked for: give 0 steps or more")
         if not 0 <= self.tolerance <= 1:
@@ -158,6 +167,10 @@ class Pruning(ModelOptions):
             )
         if self.export_mask and self.export is None:
             raise ValueError("--export-mask without --export: name the folder to write to")
+
+    def limit_of(self, split: Split) -> int | None:
+        """Examples of each task on one side."""
+        return self.report_limit if split == "test" else self.limit
 
     @property
     def all_seeds(self) -> tuple[int, ...]:

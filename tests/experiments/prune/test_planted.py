@@ -73,7 +73,13 @@ def rankings(planted: tuple[Path, Path], runs: Path, *options: str) -> pd.DataFr
     words = ["prune", "--model", str(model), "--tasks", str(tasks), "--shots", "0", "--runs"]
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
-        assert main([*words, str(runs), "--limit", "24", "--units", "heads", *options]) == 0
+        assert (
+            main(
+                [*words, str(runs), "--limit", "24", "--report-limit", "24"]
+                + ["--units", "heads", *options]
+            )
+            == 0
+        )
     folder = Path(json.loads(out.getvalue().splitlines()[-1])["run"])
     return pd.read_parquet(folder / "rankings.parquet")
 

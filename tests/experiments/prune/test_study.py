@@ -39,6 +39,7 @@ def arguments(model_folder: Path, runs: Path, *options: str) -> list[str]:
     return [
         *("prune", "--model", str(model_folder), "--runs", str(runs)),
         *("--tasks", "pair_mapping", "minimal_pairs", "--limit", str(LIMIT), "--seeds", "2"),
+        *("--report-limit", str(LIMIT)),
         *("--shots", "0", "2", "--fractions", "0", "0.25", "0.5", "0.75", *options),
     ]
 
@@ -238,6 +239,8 @@ def test_a_ranking_from_a_file_is_followed(run, model_folder: Path, tmp_path: Pa
         (["--shots", "0", "0"], "once"),
         (["--fractions", "0"], "above 0"),
         (["--limit", "1"], "--limit 1"),
+        (["--report-limit", "1"], "--report-limit 1"),
+        (["--tasks", "pair_mapping", "--report-limit", "401"], "--report-limit 401"),
         (["--shots", "99"], "99 shots"),
         (["--tasks", "pair_mapping", "--limit", "100000"], "has 400 examples"),
         (["--tasks", "code_continuation", "--shots", "19"], "19 shots"),
@@ -275,7 +278,7 @@ def test_a_model_with_nan_weights_is_named(model_folder: Path, tmp_path: Path, c
         model.model.decoder.layers[0].fc1.weight[0, 0] = float("nan")
     model.save_pretrained(broken)
     arguments = ["prune", "--model", str(broken), "--runs", str(tmp_path / "runs")]
-    assert main([*arguments, "--tasks", "pair_mapping", "--limit", "4"]) == 2
+    assert main([*arguments, "--tasks", "pair_mapping", "--limit", "4", "--report-limit", "4"]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert "nan" in error
     assert "pair_mapping document" in error
