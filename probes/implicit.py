@@ -26,6 +26,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -40,9 +41,10 @@ from ablate.placement import resident
 from ablate.sites import Site
 from probes.rows import CHUNK, CHUNK_ELSEWHERE, Rows
 
-QUERIES = 16
-"""Queries whose rows are formed together. Pairs among them cost an exponential for every channel
-and state; all pairs before them share one for each key and state."""
+QUERIES = 32
+"""Queries whose rows are formed together: all pairs with earlier keys share their exponentials."""
+FEW = 4
+"""Of so few positions every pair has an exponential of its own for each channel and state."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -51,14 +53,17 @@ class Scan:
 
     x: Float[Tensor, "batch head pos width"]
     delta: Float[Tensor, "batch head pos"]
-    time: Float64[Tensor, "batch head pos"]
-    """Σ_{k≤i} Δ_k; only differences count, and these can be small where it is large."""
     a: Float[Tensor, "head decay"]
     """A < 0: one number for each state of a channel (Mamba-1), or one for a head (Mamba-2)."""
     b: Float[Tensor, "batch group pos state"]
     c: Float[Tensor, "batch group pos state"]
     """B and C, the same for all heads of a group; one group in Mamba-1."""
     d: Float[Tensor, "head"]
+
+    @cached_property
+    def time(self) -> Float64[Tensor, "batch head pos"]:
+        """Σ_{k≤i} Δ_k: only differences count, and these can be small where it is large."""
+        return self.delta.cumsum(-1, dtype=torch.float64)
 
 
 def scan_of(
@@ -79,33 +84,64 @@ def scan_of(
         return build(mixer, hidden, keep)
 
 
+@torch.no_grad()
 def hidden_attention(
     scan: Scan, first: int, last: int, heads: slice = slice(None)
 ) -> Float[Tensor, "batch head query key"]:
     """α of the queries first … last − 1 and the keys before `last`, signed; 0 for later keys."""
-    time, delta, a = scan.time[:, heads, :last], scan.delta[:, heads, :last], scan.a[heads]
-    position = torch.arange(last, device=delta.device)
-    later = position > position[first:, None]
+    time, a = scan.time[:, heads, :last], scan.a[heads]
     if scan.a.shape[-1] == 1:
-        passed = time[..., first:, None] - time[..., None, :]
-        decay = (a[:, :, None] * passed.float()).masked_fill(later, -torch.inf).exp()
-        products = scan.c[:, :, first:last] @ scan.b[:, :, :last].mT
-        share = len(scan.a) // products.shape[1]
-        group = torch.arange(len(scan.a), device=delta.device)[heads] // share
-        return products[:, group] * decay * delta[..., None, :]
+        found = _of_heads(scan, a, time, first, heads)
+    else:
+        found = _among(scan, a, time, first, last)
+        if first:
+            found = torch.cat([_across(scan, a, time, 0, first, last), found], -1)
+    return found.mul_(scan.delta[:, heads, None, :last])
 
-    c, b, a = scan.c[:, :, first:last], scan.b[:, :, :last], a[:, None]
-    # Earlier keys: decay from key to `start` times decay from there to query. Neither exceeds 1,
-    # so nothing overflows, and the sum over states is a product of matrices.
-    start = time[..., first - 1 : first] if first else torch.zeros_like(time[..., :1])
-    since = (time[..., first:] - start).float()[..., None]
-    until = (start - time[..., :first]).float()[..., None]
-    earlier = (c * (a * since).exp()) @ (b[:, :, :first] * (a * until).exp()).mT
 
-    passed = (time[..., first:, None] - time[..., None, first:]).float()[..., None]
-    exponent = (a[:, None] * passed).masked_fill(later[:, first:, None], -torch.inf)
-    pairs = c[..., :, None, :] * b[..., None, first:, :]
-    return torch.cat([earlier, (exponent.exp() * pairs).sum(-1)], -1) * delta[..., None, :]
+def _of_heads(scan: Scan, a: Tensor, time: Tensor, first: int, heads: slice) -> Tensor:
+    """α / Δ_j where all states of a head forget alike: (C_i · B_j) times the decay."""
+    last = time.shape[-1]
+    passed = (time[..., first:, None] - time[..., None, :]).float()
+    position = torch.arange(last, device=time.device)
+    later = position > position[first:, None]
+    decay = (a[:, :, None] * passed).masked_fill_(later, -torch.inf).exp_()
+    products = scan.c[:, :, first:last] @ scan.b[:, :, :last].mT
+    group = torch.arange(len(scan.a), device=time.device) // (len(scan.a) // products.shape[1])
+    return decay.mul_(products[:, group[heads]])
+
+
+def _across(scan: Scan, a: Tensor, time: Tensor, first: int, middle: int, last: int) -> Tensor:
+    """α / Δ_j of the queries middle … last − 1 and the keys first … middle − 1.
+
+    Decay from key to the last of these keys, times decay from there to query: neither is above 1,
+    so nothing overflows, and the sum over states is a product of matrices.
+    """
+    meeting = time[..., middle - 1 : middle]
+    since = (time[..., middle:last] - meeting).float()[..., None]
+    until = (meeting - time[..., first:middle]).float()[..., None]
+    c = (a[:, None] * since).exp_().mul_(scan.c[:, :, middle:last])
+    b = (a[:, None] * until).exp_().mul_(scan.b[:, :, first:middle])
+    return c @ b.mT
+
+
+def _among(scan: Scan, a: Tensor, time: Tensor, first: int, last: int) -> Tensor:
+    """α / Δ_j of the queries and keys first … last − 1: halves, and what goes across."""
+    size = last - first
+    if size <= FEW:
+        part = time[..., first:last]
+        passed = (part[..., :, None] - part[..., None, :]).float()[..., None]
+        later = torch.ones(size, size, dtype=torch.bool, device=time.device).triu(1)
+        decay = (a[:, None, None] * passed).masked_fill_(later[..., None], -torch.inf).exp_()
+        pairs = scan.c[:, :, first:last, None] * scan.b[:, :, None, first:last]
+        return decay.mul_(pairs).sum(-1)
+    half = size // 2
+    middle = first + half
+    found = scan.delta.new_zeros(*time.shape[:2], size, size)
+    found[..., :half, :half] = _among(scan, a, time, first, middle)
+    found[..., half:, :half] = _across(scan, a, time, first, middle, last)
+    found[..., half:, half:] = _among(scan, a, time, middle, last)
+    return found
 
 
 @contextmanager
@@ -158,7 +194,7 @@ def _rows(site: Site, scan: Scan) -> Iterator[Rows]:
     chunk = CHUNK.get(scan.delta.device.type, CHUNK_ELSEWHERE)
     for first in range(0, pos, QUERIES):
         last = min(first + QUERIES, pos)
-        formed = QUERIES * last + (QUERIES**2 + last) * states  # numbers for one head
+        formed = QUERIES * last + (QUERIES + last) * states  # numbers for one head
         step = max(1, chunk // (batch * formed))
         total = scan.delta.new_zeros(batch, last - first, last)
         for head in range(0, heads, step):
@@ -217,10 +253,9 @@ def _mamba_2(mixer: Any, hidden: Tensor, keep: Tensor | None) -> Scan:
 
 def _scan(mixer: Any, x: Tensor, dt: Tensor, a_log: Tensor, b: Tensor, c: Tensor) -> Scan:
     delta = rearrange(dt, "batch pos head -> batch head pos").float()
-    time = delta.cumsum(-1, dtype=torch.float64)
     # D is copied: offloaded weights are dropped once they have been read.
     d = mixer.D.float().clone()
-    return Scan(x.float(), delta, time, -a_log.float().exp(), b.float(), c.float(), d)
+    return Scan(x.float(), delta, -a_log.float().exp(), b.float(), c.float(), d)
 
 
 def _kept(hidden: Tensor, keep: Tensor | None) -> Tensor:
