@@ -332,6 +332,6 @@ def _induction(
         return None
     kept = folder.partial("induction")
     if kept is None:
-        kept = induction_scan(model)
+        kept = induction_scan(model, scores=("prefix_matching", "copying"))
         folder.keep("induction", kept)
     return kept

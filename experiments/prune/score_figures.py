@@ -157,6 +157,8 @@ def _agreement(findings: Findings) -> Figure:
             title=f"{NAMES.get(unit, unit)}, {shots_of(shots)}",
             ax=ax,
         )
+        if number % columns:
+            ax.set_yticklabels([])
     return figure
 
 
