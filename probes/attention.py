@@ -59,3 +59,18 @@ def induction_keys(tokens: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch query
     """`induction_targets` as a list of keys for every query."""
     occurred = earlier_occurrences(tokens)
     return torch.where(occurred >= 0, occurred + 1, -1)
+
+
+def occurrences(
+    queries: Int[Tensor, "batch query"], keys: Int[Tensor, "batch key"]
+) -> Int[Tensor, "batch query entry"]:
+    """The positions of another sequence that hold the same token, first ones first; −1 for none."""
+    order = keys.argsort(dim=-1, stable=True)
+    ordered = keys.gather(-1, order)
+    left = torch.searchsorted(ordered, queries.contiguous())
+    right = torch.searchsorted(ordered, queries.contiguous(), right=True)
+    most = int((right - left).max().clamp(min=1))
+    at = left[..., None] + torch.arange(most, device=keys.device)
+    entries = order[:, None].expand(-1, queries.shape[1], -1)
+    found = entries.gather(-1, at.clamp(max=keys.shape[1] - 1))
+    return torch.where(at < right[..., None], found, -1)

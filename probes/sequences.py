@@ -52,6 +52,33 @@ def repeated_random_tokens(
     return torch.cat([torch.full((count, 1), bos, dtype=rows.dtype), rows], dim=1)
 
 
+def spaced_random_tokens(
+    vocabulary: Int[Tensor, "vocab"],
+    length: int,
+    gaps: Sequence[int],
+    *,
+    bos: int | None = None,
+    generator: torch.Generator,
+) -> Int[Tensor, "1 pos"]:
+    """BOS and a block of `length` distinct tokens once for every gap, behind as many others.
+
+    The tokens in the gaps are distinct and not in the block. Raises ValueError when the vocabulary
+    is smaller than all of them.
+    """
+    needed = length + sum(gaps)
+    if needed > len(vocabulary):
+        raise ValueError(
+            f"{needed} distinct tokens asked for: the vocabulary has {len(vocabulary)} ordinary "
+            "tokens; give a shorter length"
+        )
+    ids = vocabulary[torch.randperm(len(vocabulary), generator=generator)[:needed]]
+    block, *others = ids.split([length, *gaps])
+    parts = [part for gap in others for part in (gap, block)]
+    if bos is not None:
+        parts.insert(0, torch.tensor([bos], dtype=ids.dtype))
+    return torch.cat(parts)[None]
+
+
 def spread_lengths(shortest: int, longest: int, count: int) -> Sequence[int]:
     """`count` block lengths spread evenly over [shortest, longest], both included."""
     return [round(x) for x in torch.linspace(shortest, longest, count).tolist()]

@@ -6,10 +6,11 @@ import pandas as pd
 import pytest
 import torch
 
-from ablate import Head, HookedModel, Mask
+from ablate import Head, HookedModel, Mask, Mixer
 from ablate.pruning import ranked
 from probes.circuits import output_weights
 from probes.induction import head_scores, induction_scan, summary
+from probes.observed import distance_bins
 from probes.repeats import drawn
 from probes.rows import CHUNK
 from tests.families import ENCODERS, FAMILIES, TWO_STACKS, output_of, tiny
@@ -31,7 +32,9 @@ SCORES = (
     "copying",
     "attribution",
     "prefix_matching_control",
+    "prefix_matching_shuffled",
 )
+EVEN = ("prefix_matching", "prefix_matching_control", "prefix_matching_shuffled", "duplicate_token")
 
 
 def means(model: HookedModel, length: int = 6, **options: object) -> pd.DataFrame:
@@ -47,10 +50,10 @@ def test_the_hand_written_circuit():
     # Heads without weights attend evenly: c earlier copies of q + 1 positions.
     queries = range(7, 25)
     even = sum(((q - 1) // 6) / (q + 1) for q in queries) / 18
+    assert table.loc["L1H1", "prefix_matching_shuffled"] < 1e-3
     for name in ("L0H1", "L0H2", "L1H0", "L1H2"):
-        assert table.loc[name, "prefix_matching"] == pytest.approx(even, abs=1e-6)
-        assert table.loc[name, "prefix_matching_control"] == pytest.approx(even, abs=1e-6)
-        assert table.loc[name, "duplicate_token"] == pytest.approx(even, abs=1e-6)
+        for score in EVEN:
+            assert table.loc[name, score] == pytest.approx(even, abs=1e-6)
         first = sum(1 / (q + 1) for q in range(1, 25)) / 24
         assert table.loc[name, "first_position"] == pytest.approx(first, abs=1e-6)
         assert table.loc[name, "previous_token"] == pytest.approx(first, abs=1e-6)
@@ -75,6 +78,12 @@ def test_a_copier_that_does_not_match_and_a_matcher_that_does_not_copy():
     assert table.loc["L0H1", "prefix_matching"] < 1e-3
     assert table.loc["L0H2", "prefix_matching"] == pytest.approx(1, abs=1e-3)
     assert table.loc["L0H2", "copying"] == -1
+
+
+def test_a_fixed_offset_finds_no_copies_at_varying_distances():
+    table = means(planted(3), length=4, spacing="varied")
+    assert table.loc["L1H1", "prefix_matching"] == pytest.approx(1, abs=1e-3)
+    assert table.loc["L0H2", "prefix_matching"] < 0.5
 
 
 def test_a_fixed_offset_is_told_by_the_control_and_by_other_lengths():
@@ -109,16 +118,19 @@ def test_scores_equal_loops_over_eager_patterns(family: str):
             name = site.name.replace("hook_z", "hook_pattern")
             for h, component in enumerate(site.components):
                 a, b = found[0][name][0, h].tolist(), found[1][name][0, h].tolist()
-                after, control, same = [], [], []
+                after, control, same, other = [], [], [], []
+                shuffled = rows.shuffled[""][0].tolist()
                 for q in range(n):
                     earlier = [k for k in range(q) if repeated[k] == repeated[q]]
                     if earlier:
                         after.append(sum(a[q][k + 1] for k in earlier))
                         control.append(sum(b[q][k + 1] for k in earlier))
                         same.append(sum(a[q][k] for k in earlier))
+                        other.append(sum(a[q][k] for k in shuffled[q] if k >= 0))
                 expected = {
                     "prefix_matching": sum(after) / len(after),
                     "prefix_matching_control": sum(control) / len(control),
+                    "prefix_matching_shuffled": sum(other) / len(other),
                     "duplicate_token": sum(same) / len(same),
                     "previous_token": sum(a[q][q - 1] for q in range(1, n)) / (n - 1),
                     "first_position": sum(a[q][0] for q in range(1, n)) / (n - 1),
@@ -182,18 +194,98 @@ def test_every_family_is_scanned_or_refused_by_name(family: str):
     if "mamba" in family:
         with pytest.raises(ValueError, match=f"{model.name} has no attention"):
             induction_scan(model)
-        return
-    frame = induction_scan(model, seeds=(0,))
-    stacks = {"encoder", "decoder"} if family in TWO_STACKS else {""}
-    assert set(frame["stack"]) == stacks
-    heads = [str(head) for head in model.heads if head.stack in stacks]
-    assert list(frame["component"].unique()) == heads
-    assert set(frame["score"]) == set(SCORES) - (
-        {"copying", "attribution"} if family in ENCODERS else set()
-    )
-    masses = frame[~frame["score"].isin(["copying", "attribution"])]["value"]
-    assert masses.between(0, 1 + 1e-5).all()
+    frame = induction_scan(model, seeds=(0,), mixers=True)
+    scored = [*model.heads, *(c for c in model.components if isinstance(c, Mixer))]
+    assert set(frame["component"]) == {str(component) for component in scored}
+    assert set(frame["kind"]) == {type(component).__name__ for component in scored}
+    unread = {"copying", "attribution"} if family in ENCODERS or not model.heads else set()
+    assert set(frame["score"]) == set(SCORES) - unread
+    written = frame["score"].isin(["copying", "attribution"])
+    assert frame[~written]["value"].between(0, 1 + 1e-5).all()
     assert frame[frame["score"] == "copying"]["value"].between(-1, 1 + 1e-5).all()
+    assert not frame[written]["component"].str.contains("cross|M").any()
+
+
+@pytest.mark.parametrize("family", TWO_STACKS)
+def test_cross_attention_equals_loops_over_eager_patterns(family: str):
+    options = {"lengths": (5,), "seeds": (2,), "repeats": 3}
+    frame = induction_scan(HookedModel(tiny(family)), **options)
+    cells = frame.set_index(["component", "score"])["value"]
+    eager = HookedModel(tiny(family, attention="eager"))
+    (rows,) = drawn(eager, (5,), 3, (2,), 8)
+    sites = [s for s in eager.sites if s.stack == "cross"]
+    patterns = []
+    for tokens in (rows.repeated, rows.distinct):
+        names = [s.name.replace("hook_z", "hook_pattern") for s in sites]
+        with eager.capture(names) as cache:
+            eager.model(input_ids=tokens["encoder"], decoder_input_ids=tokens["decoder"])
+        patterns.append(dict(cache))
+    keys, queries = (rows.repeated[stack][0].tolist() for stack in ("encoder", "decoder"))
+    ours, theirs = (rows.distinct[stack][0, -15:].tolist() for stack in ("encoder", "decoder"))
+    assert sorted(ours) == sorted(theirs)
+    assert ours != theirs
+    for site in sites:
+        name = site.name.replace("hook_z", "hook_pattern")
+        for h, component in enumerate(site.components):
+            a, b = (p[name][0, h].tolist() for p in patterns)
+            totals = {"prefix_matching": [], "prefix_matching_control": [], "duplicate_token": []}
+            for q in range(1, len(queries)):
+                same = [k for k in range(len(keys)) if keys[k] == queries[q]]
+                behind = [k + 1 for k in same if k + 1 < len(keys)]
+                if behind:
+                    totals["prefix_matching"].append(sum(a[q][k] for k in behind))
+                    totals["prefix_matching_control"].append(sum(b[q][k] for k in behind))
+                totals["duplicate_token"].append(sum(a[q][k] for k in same))
+            for score, values in totals.items():
+                mean = sum(values) / len(values)
+                assert cells[str(component), score] == pytest.approx(mean, abs=1e-5)
+            assert (str(component), "previous_token") not in cells.index
+
+
+def test_entropy_and_distances_equal_loops():
+    for family in ("llama", "bert"):
+        options = {"lengths": (7,), "seeds": (3,), "repeats": 3}
+        frame = induction_scan(HookedModel(tiny(family)), scores=("entropy", "distance"), **options)
+        cells = frame.set_index(["component", "score"])["value"]
+        eager = HookedModel(tiny(family, attention="eager"))
+        (rows,) = drawn(eager, (7,), 3, (3,), 8)
+        site = next(s for s in eager.sites if s.kind == "head")
+        name = site.name.replace("hook_z", "hook_pattern")
+        with eager.capture([name]) as cache:
+            output_of(eager.model, {"input_ids": rows.repeated[""]})
+        pattern = cache[name][0, 1].double()
+        n = len(pattern)
+        entropy = -(pattern * pattern.clamp(min=1e-300).log()).sum() / n
+        assert cells["L0H1", "entropy"] == pytest.approx(float(entropy), abs=1e-5)
+        total = 0.0
+        for score, low, high in distance_bins(n):
+            mass = sum(
+                float(pattern[q, q - d]) for q in range(n) for d in range(low, high + 1) if d <= q
+            )
+            assert cells["L0H1", score] == pytest.approx(mass / n, abs=1e-5)
+            total += mass / n
+        assert cells["L0H1", "later"] == pytest.approx(1 - total, abs=1e-5)
+        assert (cells["L0H1", "later"] > 0.1) == (family == "bert")
+
+
+def test_only_the_scores_asked_for():
+    model = HookedModel(tiny("opt"))
+    options = {"lengths": (5,), "seeds": (0, 1)}
+    whole = induction_scan(model, **options).set_index(["component", "seed", "score"])["value"]
+    for score in SCORES:
+        frame = induction_scan(model, scores=(score,), **options)
+        assert set(frame["score"]) == {score}
+        one = frame.set_index(["component", "seed", "score"])["value"]
+        assert (one - whole[one.index]).abs().max() < 1e-6
+    reference = induction_scan(model, scores=("copying_reference",), **options)
+    assert set(reference["score"]) == {"copying_reference"}
+
+
+def test_lengths_dealt_to_seeds():
+    model = HookedModel(tiny("llama"))
+    frame = induction_scan(model, lengths=(4, 6), seeds=range(5), dealt=True)
+    dealt = frame.groupby("seed")["length"].unique().map(list).to_dict()
+    assert dealt == {0: [4], 1: [6], 2: [4], 3: [6], 4: [4]}
 
 
 def test_seeds_and_batches():
