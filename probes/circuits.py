@@ -18,7 +18,7 @@ of it may lie elsewhere. Norms behind branches are left out.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate.utils import align_module_device
@@ -90,6 +90,22 @@ def unembedding(
     return rows
 
 
+def query_weights(
+    model: HookedModel, site: Site, *, norms: bool = True
+) -> Float[Tensor, "head d_model d_head"]:
+    """W_Q of every head, fp32; `norms` as in `value_weights`, and with them the gains (and the
+    centring) of a norm of queries (Qwen3). No rotation of positions."""
+    return _normed_heads(model, site, _inputs_of(model, site, "q", norms), "q", norms)
+
+
+def key_weights(
+    model: HookedModel, site: Site, *, norms: bool = True
+) -> Float[Tensor, "head d_model d_head"]:
+    """W_K of every query head, fp32, as `query_weights`: heads that share a key head have the same
+    one."""
+    return _normed_heads(model, site, _inputs_of(model, site, "k", norms), "k", norms)
+
+
 def value_weights(
     model: HookedModel, site: Site, *, norms: bool = True
 ) -> Float[Tensor, "head d_model d_head"]:
@@ -97,15 +113,21 @@ def value_weights(
 
     With `norms`, through the gains and the centring of the norm in front of the attention.
     """
+    return _inputs_of(model, site, "v", norms)
+
+
+def _inputs_of(
+    model: HookedModel, site: Site, part: Literal["q", "k", "v"], norms: bool
+) -> Float[Tensor, "head d_model d_head"]:
     row = site.row
     assert row is not None
     block = model.model.get_submodule(site.block)
-    module = block.get_submodule(row.qkv or row.v)
+    module = block.get_submodule(row.qkv or getattr(row, part))
     with align_module_device(module):
         weight = module.get_parameter("weight").detach().float()
         by_output = (weight.T if _is_input_first(module) else weight).clone()
     if row.layout == "thirds":
-        by_output = by_output.chunk(3)[-1]
+        by_output = by_output.chunk(3)["qkv".index(part)]
     if row.layout == "grouped":
         parts = rearrange(
             by_output,
@@ -113,23 +135,40 @@ def value_weights(
             group=site.kv_groups,
             d_head=site.d_head,
         )
-        groups = parts[:, -1]
+        chosen = {"q": parts[:, :-2], "k": parts[:, -2:-1], "v": parts[:, -1:]}[part]
+        heads = rearrange(chosen, "group part d_head d_model -> (group part) d_head d_model")
     else:
-        groups = rearrange(
-            by_output, "(group d_head) d_model -> group d_head d_model", group=site.kv_groups
+        heads = rearrange(
+            by_output, "(head d_head) d_model -> head d_head d_model", d_head=site.d_head
         )
     norm = next((found for name in row.norms if (found := find(block, name)) is not None), None)
     # OPT-350m keeps the norm of this name behind the branch.
     if norms and norm is not None and getattr(block, "do_layer_norm_before", True):
-        gains, _, centred = linear_part(norm, groups.shape[-1])
-        groups = groups * gains.to(groups.device)
+        gains, _, centred = linear_part(norm, heads.shape[-1])
+        heads = heads * gains.to(heads.device)
         if centred:
-            groups = groups - groups.mean(-1, keepdim=True)
+            heads = heads - heads.mean(-1, keepdim=True)
     return repeat(
-        groups,
-        "group d_head d_model -> (group share) d_model d_head",
-        share=site.width // site.kv_groups,
+        heads, "head d_head d_model -> (head share) d_model d_head", share=site.width // len(heads)
     )
+
+
+def _normed_heads(
+    model: HookedModel,
+    site: Site,
+    weights: Float[Tensor, "head d_model d_head"],
+    part: Literal["q", "k"],
+    norms: bool,
+) -> Float[Tensor, "head d_model d_head"]:
+    """Through the linear part of a norm over d_head, where the family has one."""
+    attention = model.model.get_submodule(site.attention)
+    norm = find(attention, f"{part}_norm") or find(attention, f"{part}_layernorm")
+    if not norms or norm is None:
+        return weights
+    gains, _, centred = linear_part(norm, site.d_head)
+    if centred:
+        weights = weights - weights.mean(-1, keepdim=True)
+    return weights * gains.to(weights.device)
 
 
 def embedding(model: HookedModel, tokens: Int[Tensor, "token"]) -> Float[Tensor, "token d_model"]:
@@ -185,11 +224,15 @@ def ov_eigenvalue_scores(
             w_v,
             "head row d_out, d_out d_in, head d_in column -> head row column",
         )
-        eigenvalues = torch.linalg.eigvals(circuit.double())
-        sizes = eigenvalues.abs().sum(-1)
-        share = torch.where(sizes > 0, eigenvalues.real.sum(-1) / sizes, 0)
-        scores |= dict(zip(site.components, share.tolist(), strict=True))
+        scores |= dict(zip(site.components, eigenvalue_share(circuit).tolist(), strict=True))
     return scores
+
+
+def eigenvalue_share(circuit: Float[Tensor, "*axes row column"]) -> Float[Tensor, "*axes"]:
+    """Σ Re λ / Σ |λ| of square matrices; 0 where all eigenvalues are."""
+    eigenvalues = torch.linalg.eigvals(circuit.double())
+    sizes = eigenvalues.abs().sum(-1)
+    return torch.where(sizes > 0, eigenvalues.real.sum(-1) / sizes, 0)
 
 
 def _rows(module: nn.Module) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 from transformer_lens import FactoredMatrix
 
 from ablate import Head, HookedModel
@@ -11,8 +12,10 @@ from ablate.pruning import ranked
 from probes.circuits import (
     embedding,
     has_direct_path,
+    key_weights,
     output_weights,
     ov_eigenvalue_scores,
+    query_weights,
     unembedding,
     value_weights,
 )
@@ -35,10 +38,7 @@ def test_the_norm_in_front_and_the_values_are_the_models_own(family: str):
             with model.capture(names) as cache:
                 output_of(model.model, inputs)
             outputs.append([cache[name][0, 0] for name in names])  # the first query sees itself
-        w_v = value_weights(model, site)
-        norm, block = None, model.model.get_submodule(site.block)
-        if getattr(block, "do_layer_norm_before", True):
-            norm = next((n for name in site.row.norms if (n := _find(block, name))), None)
+        w_v, norm = value_weights(model, site), _norm_in_front(model, site)
         z, streams = ([o[i] for o in outputs] for i in (0, 1))
         scaled = [_scaled(x, norm) for x in streams]
         expected = torch.einsum("m,hmd->hd", scaled[0] - scaled[1], w_v)
@@ -46,6 +46,89 @@ def test_the_norm_in_front_and_the_values_are_the_models_own(family: str):
         # Up to a scale: Falcon-H1 multiplies what goes into its attention.
         cosine = torch.nn.functional.cosine_similarity(difference, expected, dim=-1)
         assert torch.allclose(cosine, torch.ones(()), atol=1e-4), (family, site.name)
+
+
+class _Arguments(TorchFunctionMode):
+    """Keeps the queries and keys that torch's sdpa is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is torch.nn.functional.scaled_dot_product_attention:
+            self.seen.append(args[:2])
+        return func(*args, **(kwargs or {}))
+
+
+FUSED = [name for name in ATTENDING if name not in ("bloom", "gemma2")]  # these have eager alone
+
+
+@pytest.mark.parametrize("family", FUSED)
+def test_queries_and_keys_are_the_models_own(family: str):
+    """At position 0, where no rotation turns them, and up to a scale."""
+    model = HookedModel(tiny(family))
+    sites = [site for site in model.sites if site.kind == "head"]
+    found = []
+    for seed in (1, 2):  # two streams: what is constant in q and k cancels
+        inputs = inputs_for(model.model, batch=1, pos=9, seed=seed)
+        names = [f"blocks.{s.layer}.hook_resid_pre" for s in sites]
+        with model.capture(names) as cache, _Arguments() as arguments:
+            output_of(model.model, inputs)
+        found.append((cache, arguments.seen))
+    for i, site in enumerate(sites):
+        norm = _norm_in_front(model, site)
+        streams = [
+            _scaled(cache[f"blocks.{site.layer}.hook_resid_pre"][0, 0], norm) for cache, _ in found
+        ]
+        for part, weights in enumerate((query_weights(model, site), key_weights(model, site))):
+            ours = [seen[i][part][0, :, 0] for _, seen in found]
+            ours = [x.repeat_interleave(site.width // len(x), dim=0) for x in ours]
+            if family == "qwen3":  # norms of queries and keys; no biases
+                stream, own = streams[0], ours[0]
+            else:
+                stream, own = streams[0] - streams[1], ours[0] - ours[1]
+            expected = torch.einsum("m,hmd->hd", stream, weights)
+            cosine = torch.nn.functional.cosine_similarity(own, expected, dim=-1)
+            assert torch.allclose(cosine, torch.ones(()), atol=1e-4), (family, site.name, part)
+
+
+@pytest.mark.parametrize("family", ["bloom", "t5", "bart", "bert", "opt", "opt-350m", "gpt2"])
+def test_queries_and_keys_make_the_models_patterns(family: str):
+    """log A[1, 0] − log A[1, 1] is x_1 W_Q W_Kᵀ (x_0 − x_1), and what positions add."""
+    model = HookedModel(tiny(family, attention="eager"))
+    with torch.no_grad():
+        for name, parameter in model.model.named_parameters():
+            if name.endswith("bias"):
+                parameter.zero_()
+    sites = [s for s in model.sites if s.kind == "head" and s.stack != "cross"]
+    stems = {s.name: s.name.split(".attn")[0].split(".self_attn")[0] for s in sites}
+    names = [f"{stem}.hook_resid_pre" for stem in stems.values()]
+    names += [s.name.replace("hook_z", "hook_pattern") for s in sites]
+    caches = []
+    for seed in (1, 2):
+        with model.capture(names) as cache:
+            output_of(model.model, inputs_for(model.model, batch=1, pos=4, seed=seed))
+        caches.append(dict(cache))
+    for site in sites:
+        w_q, w_k = query_weights(model, site), key_weights(model, site)
+        differences = []
+        for cache in caches:
+            stream = cache[f"{stems[site.name]}.hook_resid_pre"][0, :2]
+            x = torch.stack([_scaled(row, _norm_in_front(model, site)) for row in stream])
+            ours = torch.einsum("a,had,hbd,b->h", x[1], w_q, w_k, x[0] - x[1])
+            ours = ours if family == "t5" else ours / site.d_head**0.5
+            pattern = cache[site.name.replace("hook_z", "hook_pattern")][0]
+            differences.append(ours - (pattern[:, 1, 0] / pattern[:, 1, 1]).log())
+        # Position biases are the same for all tokens.
+        assert torch.allclose(*differences, atol=2e-3, rtol=1e-3), (family, site.name)
+
+
+def _norm_in_front(model, site):
+    block = model.model.get_submodule(site.block)
+    if not getattr(block, "do_layer_norm_before", True):
+        return None
+    return next((n for name in site.row.norms if (n := _find(block, name))), None)
 
 
 def _find(block, name):
