@@ -2,7 +2,8 @@
 
 `page` makes a single HTML file: question, headline, figures and tables, what it does not show, and
 how to get it again. Images are inside it, nothing is fetched (its content policy forbids it), no
-script runs; it follows the reader's light or dark setting and prints.
+script runs but those of the report's own widgets, named by their hashes; it follows the reader's
+light or dark setting and prints.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import re
 from base64 import b64encode
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +40,9 @@ class Report:
     """Tables by caption, in order; the index is not shown."""
     caveats: Sequence[str] = ()
     """What the numbers do not show."""
+    widgets: Mapping[str, str] = field(default_factory=dict)
+    """HTML by heading, shown behind the figures as it is: trusted, with what it was made of escaped
+    by its maker. Its inline `<script>`s run, without attributes; nothing of it is fetched."""
 
 
 def page(
@@ -55,6 +60,7 @@ def page(
     sections = [
         _section("Findings", _list(report.findings)),
         *(_figure(name, data, report.captions.get(name, "")) for name, data in images.items()),
+        *(_section(heading, html) for heading, html in report.widgets.items()),
         *(_table(caption, frame) for caption, frame in report.tables.items()),
         _section("What this does not show", _list(report.caveats)),
         _section("How to get it again", _provenance(config, environment)),
@@ -65,7 +71,7 @@ def page(
         '<html lang="en"><head><meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
-        "img-src data:; style-src 'unsafe-inline'\">\n"
+        f"img-src data:; style-src 'unsafe-inline'{_script_policy(report.widgets.values())}\">\n"
         f"<title>{escape(report.title)}</title>\n<style>{STYLESHEET}</style></head>\n<body>\n"
         f'<header><p class="kicker">ablate <span>{study}</span></p>\n'
         f'<h1>{_inline(report.title)}</h1>\n<p class="headline">{_inline(headline)}</p>\n'
@@ -73,6 +79,13 @@ def page(
         + "\n".join(section for section in sections if section)
         + "\n</main>\n</body></html>\n"
     )
+
+
+def chosen(frame: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
+    """Some columns under other names, for a table of the page."""
+    if frame.empty:
+        return frame
+    return frame.reindex(columns=list(columns)).set_axis(list(columns.values()), axis="columns")
 
 
 def numbers(column: Sequence[float]) -> list[str]:
@@ -162,6 +175,14 @@ def _definitions(items: Mapping[str, Any]) -> str:
         f"<div><dt>{escape(str(key))}</dt><dd>{escape(_value(value))}</dd></div>"
         for key, value in items.items()
     )
+
+
+def _script_policy(widgets: Iterable[str]) -> str:
+    """Lets the scripts of widgets run, and no other: each by the hash of what it is."""
+    scripts = [s for html in widgets for s in re.findall(r"<script>(.*?)</script>", html, re.S)]
+    digests = (b64encode(sha256(script.encode()).digest()).decode() for script in scripts)
+    hashes = " ".join(f"'sha256-{digest}'" for digest in dict.fromkeys(digests))
+    return f"; script-src {hashes}" if hashes else ""
 
 
 def _value(value: Any) -> str:
