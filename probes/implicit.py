@@ -27,13 +27,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from math import e, log2
 from typing import Any
 
 import torch
 from einops import rearrange
 from jaxtyping import Float, Float64
 from torch import Tensor, nn
-from torch.nn.functional import softplus
+from torch.nn.functional import softplus, threshold
 
 from ablate.hooked import HookedModel
 from ablate.hooks import execution_device
@@ -105,7 +106,7 @@ def _of_heads(scan: Scan, a: Tensor, time: Tensor, first: int, heads: slice) -> 
     passed = (time[..., first:, None] - time[..., None, :]).float()
     position = torch.arange(last, device=time.device)
     later = position > position[first:, None]
-    decay = (a[:, :, None] * passed).masked_fill_(later, -torch.inf).exp_()
+    decay = _decayed((a[:, :, None] * passed).masked_fill_(later, -torch.inf))
     products = scan.c[:, :, first:last] @ scan.b[:, :, :last].mT
     group = torch.arange(len(scan.a), device=time.device) // (len(scan.a) // products.shape[1])
     return decay.mul_(products[:, group[heads]])
@@ -120,9 +121,17 @@ def _across(scan: Scan, a: Tensor, time: Tensor, first: int, middle: int, last: 
     meeting = time[..., middle - 1 : middle]
     since = (time[..., middle:last] - meeting).float()[..., None]
     until = (meeting - time[..., first:middle]).float()[..., None]
-    c = (a[:, None] * since).exp_().mul_(scan.c[:, :, middle:last])
-    b = (a[:, None] * until).exp_().mul_(scan.b[:, :, first:middle])
+    c = _decayed(a[:, None] * since).mul_(scan.c[:, :, middle:last])
+    b = _decayed(a[:, None] * until).mul_(scan.b[:, :, first:middle])
     return c @ b.mT
+
+
+def _decayed(exponent: Tensor) -> Tensor:
+    """e^exponent, in its place; 0 below 2^−40: products of denormal size are slow.
+
+    By exp2: on a CPU torch's exp takes many times as long where it underflows, which many here do.
+    """
+    return threshold(exponent.mul_(log2(e)), -40.0, -torch.inf, inplace=True).exp2_()
 
 
 def _among(scan: Scan, a: Tensor, time: Tensor, first: int, last: int) -> Tensor:
@@ -132,7 +141,7 @@ def _among(scan: Scan, a: Tensor, time: Tensor, first: int, last: int) -> Tensor
         part = time[..., first:last]
         passed = (part[..., :, None] - part[..., None, :]).float()[..., None]
         later = torch.ones(size, size, dtype=torch.bool, device=time.device).triu(1)
-        decay = (a[:, None, None] * passed).masked_fill_(later[..., None], -torch.inf).exp_()
+        decay = _decayed((a[:, None, None] * passed).masked_fill_(later[..., None], -torch.inf))
         pairs = scan.c[:, :, first:last, None] * scan.b[:, :, None, first:last]
         return decay.mul_(pairs).sum(-1)
     half = size // 2

@@ -170,7 +170,7 @@ def test_alpha_is_its_definition(family: str, changes: dict[str, Any]):
             found = hidden_attention(scan, first, last)
             assert torch.allclose(found.double(), expected[:, :, first:last, :last], atol=1e-5)
             some = hidden_attention(scan, first, last, slice(3, 6))
-            assert torch.equal(some, found[:, 3:6])
+            assert torch.allclose(some, found[:, 3:6], atol=1e-7)
 
 
 @pytest.mark.parametrize("family", MIXING)
