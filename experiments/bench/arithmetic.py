@@ -15,7 +15,10 @@ and the output head 2 R W_U for R positions that are read. The fewest for an exa
 
 with slots counted once where sequences share a beginning, and no slot behind the last one read.
 For gradients of gates with frozen weights: the whole forward, and a backward that forms gradients
-of activations only and ends at z of block 0. Gradients of all weights take three forwards.
+of activations only and ends at z of block 0. Gradients of all weights take three forwards. For
+attention scores of all heads: no vocabulary, and of block N−1 only queries, keys and their scores,
+each once (the product that attention needs is the one that its normaliser needs); a peer runs all
+blocks whole.
 
 Where it misleads: a decoder with one kind of block, FFN behind attention (OPT, GPT-2, Llama);
 kernels may do more than is counted (a fused attention may compute the masked half as well), so a
@@ -153,6 +156,14 @@ def fewest_leave_one_out(
         else:
             assert isinstance(component, FFN)
     return total
+
+
+def scans(weights: Weights, rows: int, length: int) -> tuple[int, int]:
+    """(fewest operations of attention scores of all heads, the same by whole blocks)."""
+    slots, pairs = rows * length, rows * (length * (length + 1) // 2)
+    block = weights.block(slots, pairs)
+    last = 2 * slots * (weights.query + weights.key_value // 2) + weights.attention(pairs) // 2
+    return (weights.blocks - 1) * block + last, weights.blocks * block
 
 
 def fewest_gradients(weights: Weights, slots: Slots) -> int:

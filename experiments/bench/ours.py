@@ -1,7 +1,7 @@
 """How does this toolkit do each work? As a user would write it: a call each.
 
-Every function loads nothing and returns what to run and time: `run()` → values in nats, as
-`works.py` lays them out.
+Every function loads nothing and returns what to run and time: `run()` → values, as `works.py` lays
+them out.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from jaxtyping import Float
 from ablate import Head, HookedModel, Mask, Reading, leave_one_out
 from ablate.hooks import execution_device
 from ablate.importance import answer_importance
+from experiments.bench.scans import scan
 from experiments.bench.works import Work
 from probes.scoring import log_likelihoods, prepare
 
@@ -23,7 +24,13 @@ Run = Callable[[], Float[np.ndarray, "..."]]
 
 def ours(model: HookedModel, work: Work) -> Run:
     """This toolkit's way to do `work` on `model`."""
-    runs = {"sweep": _sweep, "choices": _choices, "importance": _importance, "forward": _forward}
+    runs = {
+        "sweep": _sweep,
+        "choices": _choices,
+        "importance": _importance,
+        "induction": scan,
+        "forward": _forward,
+    }
     return runs[work.kind](model, work)
 
 

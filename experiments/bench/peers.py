@@ -6,6 +6,9 @@
     hflm-batched   the same with the fastest of a few batch sizes, tried before it is timed
     reference      importance as the code of Bansal et al. 2023 has it: gradients of all weights,
                    z and its gradient kept, an example at a time
+    bridge-last    run_with_cache for an induction scan, without logits but the last (`scans.py`;
+                   `bridge` computes them all, as it does unasked)
+    hf-attentions  Hugging Face's output_attentions for such a scan, the blocks alone
 
 Each is written as its documentation shows it and computes what `works.py` says. All run the model
 that is measured beside them, in the same dtype, with their own defaults where they have them.
@@ -29,6 +32,7 @@ from ablate import Head, HookedModel
 from ablate.components import Component
 from ablate.hooks import execution_device
 from ablate.sites import Site
+from experiments.bench.scans import bridge_scan, hf_scan
 from experiments.bench.works import Kind, Work, requests
 
 Run = Callable[[], Float[np.ndarray, "..."]]
@@ -68,17 +72,11 @@ def hf_loop(model: HookedModel, work: Work) -> Run:
 
 
 def bridge(model: HookedModel, work: Work) -> Run:
-    """TransformerLens' run_with_hooks, once a component; the model is taken over in place."""
-    from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
-
-    hf_model: Any = model.model
-    device = execution_device(hf_model)
-    architecture = type(hf_model).__name__
-    hf_model.config.architectures = [architecture]
-    hf_model.set_attn_implementation("eager")  # what a bridge runs on
-    bridged: Any = build_bridge_from_module(
-        hf_model, architecture, hf_config=hf_model.config, model_name=model.name
-    )
+    """TransformerLens' run_with_hooks, once a component; or its run_with_cache."""
+    bridged = _bridge(model)
+    if work.kind == "induction":
+        return bridge_scan(model, work, bridged, logits=True)
+    device = execution_device(model.model)
 
     @torch.no_grad()
     def run() -> Float[np.ndarray, "one_and_component row"]:
@@ -91,6 +89,11 @@ def bridge(model: HookedModel, work: Work) -> Run:
         return torch.stack(losses).numpy()
 
     return run
+
+
+def bridge_last(model: HookedModel, work: Work) -> Run:
+    """Its run_with_cache without logits but the last."""
+    return bridge_scan(model, work, _bridge(model), logits=False)
 
 
 def hflm(model: HookedModel, work: Work) -> Run:
@@ -135,14 +138,17 @@ def reference(model: HookedModel, work: Work) -> Run:
 PEERS: dict[str, Callable[[HookedModel, Work], Run]] = {
     "hf-loop": hf_loop,
     "bridge": bridge,
+    "bridge-last": bridge_last,
     "hflm": hflm,
     "hflm-batched": hflm_batched,
     "reference": reference,
+    "hf-attentions": hf_scan,
 }
 AGAINST: dict[Kind, tuple[str, ...]] = {
     "sweep": ("hf-loop", "bridge"),
     "choices": ("hf-loop", "hflm", "hflm-batched"),
     "importance": ("reference",),
+    "induction": ("bridge", "bridge-last", "hf-attentions"),
     "forward": (),
 }
 """Which peers do which kind of work."""
@@ -181,6 +187,19 @@ def _loss(logits: Float[Tensor, "row pos vocab"], ids: Tensor, scored: int) -> F
     """Mean −log p of each row's last `scored` tokens, on the CPU."""
     log_p = logits[:, -scored - 1 : -1].float().log_softmax(-1)
     return -log_p.gather(-1, ids[:, -scored:, None])[..., 0].mean(-1).cpu()
+
+
+def _bridge(model: HookedModel) -> Any:
+    """A bridge over the model itself, which is taken over in place."""
+    from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
+
+    hf_model: Any = model.model
+    architecture = type(hf_model).__name__
+    hf_model.config.architectures = [architecture]
+    hf_model.set_attn_implementation("eager")  # what a bridge runs on
+    return build_bridge_from_module(
+        hf_model, architecture, hf_config=hf_model.config, model_name=model.name
+    )
 
 
 def _bridge_hook(component: Component) -> tuple[str, Callable[..., Tensor]]:

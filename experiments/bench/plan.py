@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -28,6 +28,7 @@ from experiments.bench.works import (
     cost,
     forwards,
     questions,
+    repeated_rows,
     spread,
     token_rows,
 )
@@ -51,7 +52,7 @@ class Session:
 
     def key(self, peer: str) -> str:
         """Name of a row's shard."""
-        return "-".join((self.work.name, self.setting.model, self.setting.dtype, peer or "alone"))
+        return "-".join((self.work.label, self.setting.model, self.setting.dtype, peer or "alone"))
 
     def frame(self, peer: str, runs: Mapping[str, Sequence[Measured]], rate: float) -> pd.DataFrame:
         """Tidy rows: work, model, dtype, peer, side, run, metric, value (run −1: of the work)."""
@@ -78,7 +79,7 @@ class Session:
         ]
         names = ("side", "run", "metric", "value")
         frame = pd.DataFrame([dict(zip(names, row, strict=True)) for row in rows])
-        keys = {"work": self.work.name, "model": self.setting.model, "dtype": self.setting.dtype}
+        keys = {"work": self.work.label, "model": self.setting.model, "dtype": self.setting.dtype}
         return frame.assign(**keys, peer=peer)
 
 
@@ -96,15 +97,33 @@ def sessions_of(study: Bench) -> Iterator[Session]:
                 peers = () if alone else tuple(p for p in study.peers if p in able)
                 if not peers and not alone:
                     continue
-                work = _within_budget(model, _work(study, model, work_name), study.budget)
-                costs = cost(model, work)
-                for dtype in study.dtypes:
-                    setting = Setting(name, dtype, study.device, study.threads, study.seed)
-                    yield Session(setting, work, costs, len(model.components), peers)
+                for work in _works(study, model, work_name):
+                    work = _within_budget(model, work, study.budget)
+                    costs = cost(model, work)
+                    for dtype in study.dtypes:
+                        setting = Setting(name, dtype, study.device, study.threads, study.seed)
+                        yield Session(setting, work, costs, len(model.components), peers)
+
+
+def _works(study: Bench, model: HookedModel, name: Name) -> Iterator[Work]:
+    """The inputs of a work, the same for every side; all components; a scan at every length."""
+    if KINDS[name] != "induction":
+        yield _work(study, model, name)
+        return
+    config: Any = model.model.config
+    room = getattr(config, "max_position_embeddings", None)
+    fitting = [length for length in study.induction_lengths if room is None or length <= room]
+    if not fitting:
+        given = " ".join(map(str, study.induction_lengths))
+        raise ValueError(
+            f"--induction-lengths {given}: {model.name} reads {room} tokens; give fewer"
+        )
+    for length in fitting:
+        rows = repeated_rows(model, study.induction_rows, length, study.seed)
+        yield Work(name, rows, 0, (), model.components)
 
 
 def _work(study: Bench, model: HookedModel, name: Name) -> Work:
-    """The inputs of a work, the same for every side; all components."""
     kind = KINDS[name]
     if kind == "choices":
         assert study.limit is not None
@@ -125,7 +144,7 @@ def _within_budget(model: HookedModel, work: Work, budget: float) -> Work:
         chosen = [head for head in model.heads if head.layer == weights.blocks // 2]
     elif work.kind == "forward":
         chosen = ()
-    elif work.kind != "importance":
+    elif work.kind not in ("importance", "induction"):
         once = forwards(weights, model, work)
         allowed = int(budget * 1e12 / once) - 1 if budget else len(model.components)
         chosen = spread(model, max(allowed, weights.blocks // 2, 2))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from experiments.bench.table import GIB, Row, rows_of, shown, work_of
+from experiments.bench.table import GIB, Row, number, rows_of, shown, work_of
 from experiments.plots import BLUE, FAINT, INK, ORANGE, RED, panels, style
 from experiments.report import Report
 from experiments.run_folder import Outcome
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 EQUAL = 1e-4
 """Largest difference in nats at which fp32 results count as the same."""
+SAME = 1e-5
+"""Likewise of induction scores, which are shares of attention."""
 CAPTIONS = {
     "ratio": "How many times sooner than the peer: dots are medians over rounds, lines their "
     "range, triangles what arithmetic allows. Beyond the triangle, larger batches ran nearer to "
@@ -54,8 +56,11 @@ def _headline(rows: Sequence[Row]) -> list[str]:
         for row in rows
         if not row["peer"]
     ]
-    exact = [row["max_difference"] for row in compared if row["dtype"] == "float32"]
-    return [*parts, f"largest difference in float32 {max(exact):.0e} nat"] if exact else parts
+    for unit, among in (("nat", _in_nats(compared)), ("of attention", _scans(compared))):
+        exact = [row["max_difference"] for row in among if row["dtype"] == "float32"]
+        if exact:
+            parts.append(f"largest difference in float32 {max(exact):.0e} {unit}")
+    return parts
 
 
 def findings(rows: Sequence[Row]) -> list[str]:
@@ -69,15 +74,15 @@ def findings(rows: Sequence[Row]) -> list[str]:
             f"Ratio at the arithmetic bound or beyond it in {reached} of {len(compared)} rows"
             + (f"; below it: {', '.join(missed)}." if missed else ".")
         )
-    exact = [row for row in compared if row["dtype"] == "float32"]
-    if exact:
-        off = [
-            _against(r, "max_difference", ".0e") for r in exact if not r["max_difference"] <= EQUAL
-        ]
-        found.append(
-            f"Results in float32 equal the peer's to {EQUAL:g} nat in {len(exact) - len(off)} of "
-            f"{len(exact)} rows" + (f"; not in {', '.join(off)}." if off else ".")
-        )
+    found += _equality(_in_nats(compared), "Results", EQUAL, f"{EQUAL:g} nat")
+    found += _equality(_scans(compared), "Induction scores", SAME, f"{SAME:g}")
+    found += [
+        f"{row['work']} on {row['model']} in {row['dtype']}: "
+        f"{number(row['ours_growth_bytes'] / GIB, '.2f')} GiB above the loaded model, "
+        f"{row['peer']} {number(row['peer_growth_bytes'] / GIB, '.2f')} GiB, which takes "
+        f"{row['ratio']:.2f}× as long."
+        for row in _scans(compared)
+    ]
     once = {(row["work"], row["model"], row["dtype"]): row for row in rows}
     for (work, model, dtype), row in once.items():
         if dtype == "bfloat16" and (whole := once.get((work, model, "float32"))):
@@ -89,6 +94,25 @@ def findings(rows: Sequence[Row]) -> list[str]:
                 f"{row['matmul_rate'] / 1e9:,.0f} · 10⁹ operations a second."
             )
     return found
+
+
+def _equality(rows: Sequence[Row], what: str, bound: float, said: str) -> list[str]:
+    exact = [row for row in rows if row["dtype"] == "float32"]
+    off = [_against(r, "max_difference", ".0e") for r in exact if not r["max_difference"] <= bound]
+    if not exact:
+        return []
+    return [
+        f"{what} in float32 equal the peer's to {said} in {len(exact) - len(off)} of "
+        f"{len(exact)} rows" + (f"; not in {', '.join(off)}." if off else ".")
+    ]
+
+
+def _scans(rows: Sequence[Row]) -> list[Row]:
+    return [row for row in rows if row["work"].startswith("induction")]
+
+
+def _in_nats(rows: Sequence[Row]) -> list[Row]:
+    return [row for row in rows if not row["work"].startswith("induction")]
 
 
 def report(study: Bench, table: pd.DataFrame) -> Report:
@@ -104,7 +128,11 @@ def report(study: Bench, table: pd.DataFrame) -> Report:
             "Peers: `hf-loop`, one Hugging Face forward and one hook a component; `bridge`, "
             "TransformerLens' run_with_hooks; `hflm`, lm-eval's model in the same loop, a request "
             "at a time (`hflm-batched`: its fastest batch size); `reference`, importance with "
-            "gradients of all weights, an example at a time."
+            "gradients of all weights, an example at a time. Induction scans (`induction-512`: of "
+            "512 tokens) read four attention scores of every head, ours under fused attention "
+            "from the entries they need; `bridge` is there run_with_cache with a filter on "
+            "patterns, `bridge-last` the same without logits but the last, `hf-attentions` the "
+            "blocks alone with output_attentions, all under eager attention, as they must be."
         ),
         findings=findings(rows),
         captions={name: CAPTIONS[name] for name in figures_of(table)},
@@ -117,7 +145,9 @@ def _caveats(rows: Sequence[Row]) -> Sequence[str]:
     caveats = [
         "The bound counts matrix products only, and causal attention exactly: a peer's kernel may "
         "do more than is counted for it.",
-        "Peak memory is of the whole process: on small models most of it is Python and libraries.",
+        "Peak memory is of the whole process: on small models most of it is Python and libraries. "
+        "What a run added is counted from when the model was loaded; with it come the code that is "
+        "first used then and what the allocator keeps.",
     ]
     if any(" of " in work_of(row) for row in rows):
         caveats.append(

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import tyro
 
@@ -25,13 +25,15 @@ if TYPE_CHECKING:
     from experiments.bench.workers import Measured
     from experiments.run_folder import Outcome, RunFolder
 
-Word = Literal["sweep", "choices", "importance"]
-Peer = Literal["hf-loop", "bridge", "hflm", "hflm-batched", "reference"]
+Word = Literal["sweep", "choices", "importance", "induction"]
+Peer = Literal[
+    "hf-loop", "bridge", "hflm", "hflm-batched", "reference", "bridge-last", "hf-attentions"
+]
 
 
 @dataclass(frozen=True)
 class Bench(RunOptions):
-    """Measure sweeps, choice scoring and importance beside what one would otherwise run.
+    """Measure sweeps, choices, importance and induction scans beside what one would otherwise run.
 
     $ ablate bench sweep choices --models opt-768 --dtypes float32
     """
@@ -42,10 +44,10 @@ class Bench(RunOptions):
     """Models, and shapes of random weights: opt-768, opt-6.7b, opt-66b."""
     dtypes: tuple[Literal["float32", "bfloat16", "float16"], ...] = ("float32", "bfloat16")
     """Of the weights, on both sides."""
-    peers: tuple[Peer, ...] = ("hf-loop", "bridge", "hflm", "hflm-batched", "reference")
+    peers: tuple[Peer, ...] = get_args(Peer)
     """Whom to compare with; each is asked for the works it can do."""
     alone: tuple[str, ...] = ("opt-66b",)
-    """Models measured without a peer: a forward, the heads of one layer, importance."""
+    """Models measured without a peer: a forward, the heads of one layer, importance, induction."""
     device_map: str | None = None
     """One device for both sides, such as cuda:0; without it, the CPU."""
     threads: int | None = None
@@ -60,6 +62,10 @@ class Bench(RunOptions):
     """Last tokens of a row that are read where not all are."""
     importance_rows: int = 4
     """Rows of tokens for importance."""
+    induction_lengths: tuple[int, ...] = (512, 1024, 2048)
+    """Tokens in a row that is scanned for induction; what a model cannot read is left out."""
+    induction_rows: int = 1
+    """Rows in such a scan."""
     tasks: tuple[str, ...] = ("pair_mapping",)
     """Tasks of the choices, with 5 demonstrations a question."""
     limit: int | None = 5
@@ -68,7 +74,7 @@ class Bench(RunOptions):
     """10¹² operations of a peer's run at most (one component in two layers at least); 0: all."""
 
     def __post_init__(self) -> None:
-        for name in ("repeats", "rows", "importance_rows", "answers"):
+        for name in ("repeats", "rows", "importance_rows", "induction_rows", "answers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)}: give ≥ 1")
         if self.threads is not None and self.threads < 1:
@@ -79,10 +85,13 @@ class Bench(RunOptions):
             raise ValueError(f"--length {self.length}: give more than --answers {self.answers} + 1")
         if self.budget < 0:
             raise ValueError(f"--budget {self.budget:g}: give 0 or more")
-        for name in ("works", "models", "dtypes", "peers", "tasks"):
+        if not self.induction_lengths or min(self.induction_lengths) < 5:  # BOS and four copies
+            given = " ".join(map(str, self.induction_lengths))
+            raise ValueError(f"--induction-lengths {given}: give lengths of at least 5")
+        for name in ("works", "models", "dtypes", "peers", "tasks", "induction_lengths"):
             given = getattr(self, name)
             if len(set(given)) < len(given):
-                raise ValueError(f"{' '.join(given)}: name each of them once")
+                raise ValueError(f"{' '.join(map(str, given))}: name each of them once")
         if not (self.models and self.dtypes and self.tasks):
             raise ValueError("nothing to run: name one of --models, of --dtypes and of --tasks")
 

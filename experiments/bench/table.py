@@ -3,8 +3,10 @@
     ratio               median over rounds of peer's seconds / our seconds, with its range
     bound               peer's operations / fewest operations
     ceiling_share       fewest operations / our seconds / rate of a large matrix product
-    max_difference      largest |ours − peer's| in nats, over all values and runs
+    max_difference      largest |ours − peer's| over all values and runs: nats, and for induction
+                        shares of attention
     peak_memory_ratio   peer's peak / our peak
+    …_growth_bytes      peak above what the process held when its model was loaded
     tokens_per_second   tokens of the inputs, once for the whole model and for each component
 
 Where there is no peer, what compares is nan (null in JSON) and `peer` is empty.
@@ -12,6 +14,7 @@ Where there is no peer, what compares is nan (null in JSON) and `peer` is empty.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -50,6 +53,8 @@ def shown(table: pd.DataFrame) -> pd.DataFrame:
             "max. difference": number(row["max_difference"], ".0e"),
             "peak, GiB": number(row["ours_peak_bytes"] / GIB, ".2f"),
             "peer's": number(row["peer_peak_bytes"] / GIB, ".2f"),
+            "added, GiB": number(row["ours_growth_bytes"] / GIB, ".2f"),
+            "peer's added": number(row["peer_growth_bytes"] / GIB, ".2f"),
             "ceiling": f"{row['ceiling_share']:.0%}",
             "tokens/s": f"{row['tokens_per_second']:,.0f}".replace(",", "\u202f"),
         }
@@ -82,8 +87,9 @@ def markdown(table: pd.DataFrame) -> str:
                 if row["peer"]
             )
             or "–",
-            "max. difference, nats": number(max(differences), ".0e") if peaks else "–",
+            "max. difference": number(max(differences), ".0e") if peaks else "–",
             "peak memory, peers / ours": " ".join(f"{peak:.2f}" for peak in peaks) or "–",
+            "GiB above the model, ours; peers": _added(rows),
             "share of ceiling": f"{first['ceiling_share']:.0%}",
         }
         if not lines:
@@ -98,6 +104,13 @@ def work_of(row: Row) -> str:
     if not part or not row["work"].startswith(("sweep", "choices")):
         return row["work"]
     return f"{row['work']} ({row['components']} of {row['of_components']})"
+
+
+def _added(rows: Sequence[Row]) -> str:
+    """`0.10; 0.55 1.20`."""
+    peers = [row["peer_growth_bytes"] for row in rows if row["peer"]]
+    ours, *theirs = (number(x / GIB, ".2f") for x in (rows[0]["ours_growth_bytes"], *peers))
+    return f"{ours}; {' '.join(theirs)}" if theirs else ours
 
 
 def number(value: float, form: str) -> str:

@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from types import TracebackType
@@ -54,9 +54,9 @@ class Measured:
 
     Attributes:
         seconds: of wall clock.
-        values: what it computed, in nats.
+        values: what it computed, as `works.py` lays them out.
         peak: bytes at the highest point of the run.
-        before: bytes just before it.
+        before: bytes when its model was loaded and nothing had run.
     """
 
     seconds: float
@@ -136,10 +136,12 @@ def serve(connection: Connection, contender: str, setting: Setting, work: Work) 
         torch.set_num_threads(setting.threads)
     try:
         run = prepared(contender, setting, work)
+        device = torch.device(setting.device)
+        loaded = _allocated(device)  # later runs start higher: not all memory is given back
         connection.send((False, "ready"))
         while True:
             if connection.recv() == "run":
-                connection.send((False, measured(run, torch.device(setting.device))))
+                connection.send((False, replace(measured(run, device), before=loaded)))
             else:
                 connection.send((False, matmul_rate(setting.device, setting.dtype)))
     except (ValueError, LookupError, NotImplementedError, torch.OutOfMemoryError) as error:
@@ -159,16 +161,11 @@ def prepared(contender: str, setting: Setting, work: Work) -> Run:
 
 
 def measured(run: Run, device: torch.device) -> Measured:
-    """One run: its time, its values and its memory."""
+    """One run: its time, its values, its memory and that just before it."""
     import torch
 
     cuda = device.type == "cuda"
-    if cuda:
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-    else:
-        before = _resident(reset=True)
+    before = _allocated(device)
     started = time.perf_counter()
     values = run()
     if cuda:
@@ -208,6 +205,17 @@ def matmul_rate(device: str, dtype: str, *, side: int | None = None, tries: int 
 def turns(contenders: Sequence[str], repeats: int) -> list[list[str]]:
     """Who runs when: every contender once a round, forwards and backwards in turn."""
     return [list(contenders)[:: -1 if r % 2 else 1] for r in range(repeats)]
+
+
+def _allocated(device: torch.device) -> int:
+    """Bytes in use now, from where the highest point counts from here on."""
+    import torch
+
+    if device.type != "cuda":
+        return _resident(reset=True)
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    return torch.cuda.memory_allocated(device)
 
 
 def _resident(*, reset: bool = False) -> int:

@@ -5,13 +5,15 @@
     choices          leave-one-out nats of every choice; demonstrations drawn per example
     choices-shared   the same; several examples share their demonstrations
     importance       gradient importance of every head for the last few tokens of rows
+    induction        four attention scores of every head on rows that repeat themselves
     forward          the loss of one plain forward (only where there is no peer)
     sweep-layer      leave-one-out over the heads of the middle layer (likewise)
 
 A work is values of a table, in nats: [1 + component, row or choice], whole model first, for sweeps
-and choices; [row, head] for importance. Where a full sweep takes the peers too long, both sides
-measure the same subset of components, spread evenly over layers, heads and FFNs in their true
-proportion. This makes our ratio smaller, not larger: what we do once weighs more.
+and choices; [row, head] for importance; for induction shares of attention: [score, row, head].
+Where a full sweep takes the peers too long, both sides measure the same subset of components,
+spread evenly over layers, heads and FFNs in their true proportion. This makes our ratio smaller,
+not larger: what we do once weighs more.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from experiments.bench.arithmetic import (
     fewest_gradients,
     fewest_leave_one_out,
     forward,
+    scans,
 )
 from probes.tasks import Example, Task
 from probes.tokenising import encode_pairs
@@ -39,13 +42,14 @@ from probes.tokenising import encode_pairs
 if TYPE_CHECKING:
     from ablate import HookedModel
 
-Kind = Literal["sweep", "choices", "importance", "forward"]
+Kind = Literal["sweep", "choices", "importance", "induction", "forward"]
 Name = Literal[
     "sweep",
     "sweep-answers",
     "choices",
     "choices-shared",
     "importance",
+    "induction",
     "forward",
     "sweep-layer",
 ]
@@ -55,6 +59,7 @@ KINDS: dict[Name, Kind] = {
     "choices": "choices",
     "choices-shared": "choices",
     "importance": "importance",
+    "induction": "induction",
     "forward": "forward",
     "sweep-layer": "sweep",
 }
@@ -62,15 +67,19 @@ COMPARED: dict[str, tuple[Name, ...]] = {
     "sweep": ("sweep", "sweep-answers"),
     "choices": ("choices", "choices-shared"),
     "importance": ("importance",),
+    "induction": ("induction",),
 }
 """The works that a word of the command line asks for."""
 ALONE: dict[str, tuple[Name, ...]] = {
     "sweep": ("forward", "sweep-layer"),
     "choices": (),
     "importance": ("importance",),
+    "induction": ("induction",),
 }
 """The same for a model that is measured without a peer."""
 SHOTS = 5
+COPIES = 4
+"""Of the block that a row of the induction work repeats."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,10 +87,10 @@ class Work:
     """One work on one model: what a contender is handed.
 
     Attributes:
-        rows: token ids, for sweeps, importance and forward; a BOS opens each row.
+        rows: token ids, for all but choices; a BOS opens each row.
         scored: how many of the last tokens of each row are read.
         examples: labelled questions, for choices.
-        components: what is removed, one at a time; for importance, the heads.
+        components: what is removed, one at a time; for importance and induction, the heads.
     """
 
     name: Name
@@ -94,6 +103,11 @@ class Work:
     def kind(self) -> Kind:
         """Which functions compute it."""
         return KINDS[self.name]
+
+    @property
+    def label(self) -> str:
+        """Its name in tables: an induction work is one of several lengths."""
+        return f"induction-{self.rows.shape[1]}" if self.kind == "induction" else self.name
 
 
 @dataclass(frozen=True)
@@ -119,6 +133,9 @@ def requests(model: HookedModel, examples: Sequence[Example]) -> list[tuple[list
 def cost(model: HookedModel, work: Work) -> Cost:
     """Operations of `work`; only the shapes of `model` are looked at."""
     weights = Weights.of(model)
+    if work.kind == "induction":
+        fewest, peer = scans(weights, *work.rows.shape)
+        return Cost(fewest, peer, peer, work.rows.size)
     sequences = _sequences(model, work)
     slots = Slots.of(sequences)
     tokens = sum(len(ids) for ids, _ in sequences)
@@ -170,9 +187,34 @@ def token_rows(model: HookedModel, rows: int, length: int, seed: int) -> Int[np.
         raise ValueError(f"--length {length}: {model.name} reads {room} tokens; give fewer")
     generator = np.random.default_rng(seed)
     ids = generator.integers(3, config.vocab_size, (rows, length))
-    bos = config.bos_token_id
-    ids[:, 0] = bos if isinstance(bos, int) else 0
+    ids[:, 0] = _bos(config)
     return ids
+
+
+def repeated_rows(
+    model: HookedModel, rows: int, length: int, seed: int
+) -> Int[np.ndarray, "row pos"]:
+    """COPIES of a block of distinct ordinary tokens behind a BOS, cut to `length`.
+
+    Raises ValueError for blocks larger than the vocabulary.
+    """
+    config: Any = model.model.config
+    block = -(-(length - 1) // COPIES)
+    if block > config.vocab_size - 3:
+        raise ValueError(
+            f"--induction-lengths {length}: {model.name} has {config.vocab_size} tokens, too few "
+            f"for {block} distinct ones; give less"
+        )
+    generator = np.random.default_rng(seed)
+    ids = np.empty((rows, length), int)
+    for row in ids:
+        drawn = 3 + generator.choice(config.vocab_size - 3, block, replace=False)
+        row[0], row[1:] = _bos(config), np.tile(drawn, COPIES)[: length - 1]
+    return ids
+
+
+def _bos(config: Any) -> int:
+    return config.bos_token_id if isinstance(config.bos_token_id, int) else 0
 
 
 def questions(tasks: Sequence[str], count: int, seed: int, *, shared: bool) -> tuple[Example, ...]:

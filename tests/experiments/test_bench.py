@@ -26,6 +26,7 @@ from tests.experiments.tiny_opt import write_tiny_opt
 
 SMALL = ["--rows", "2", "--length", "12", "--answers", "3", "--limit", "2", "--repeats", "2"]
 SMALL += ["--importance-rows", "3", "--threads", "1", "--dtypes", "float32"]
+SMALL += ["--induction-lengths", "24", "9", "--induction-rows", "2"]
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +100,9 @@ def test_every_work_and_peer_makes_a_row(folder: Path, tmp_path: Path, in_proces
     choices = [
         (w, p) for w in ("choices", "choices-shared") for p in ("hf-loop", "hflm", "hflm-batched")
     ]
-    assert found == [*sweeps, *choices, ("importance", "reference")]
+    scanning = ("bridge", "bridge-last", "hf-attentions")
+    scans = [(f"induction-{n}", p) for n in (24, 9) for p in scanning]
+    assert found == [*sweeps, *choices, ("importance", "reference"), *scans]
     assert all(row["max_difference"] < 1e-4 for row in rows)
     assert all(0 < row["bound"] < 100 for row in rows)
     report = next(tmp_path.glob("bench/*/report.html")).read_text()
@@ -108,7 +111,7 @@ def test_every_work_and_peer_makes_a_row(folder: Path, tmp_path: Path, in_proces
     assert folder_of_run is not None
     block = bench_block(folder_of_run)
     assert "by `ablate bench --models" in block
-    assert block.count("\n|") == 7  # head, rule, five works
+    assert block.count("\n|") == 9  # head, rule, five works and two lengths of the sixth
     assert newest("bench", tmp_path / "nowhere") is None
 
 
@@ -116,7 +119,10 @@ def test_a_model_measured_alone_has_no_peer(folder: Path, tmp_path: Path, in_pro
     words = bench("--models", str(folder), "--alone", str(folder), "--runs", str(tmp_path))
     assert main(words) == 0
     line = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert [row["work"] for row in line["rows"]] == ["forward", "sweep-layer", "importance"]
+    assert [row["work"] for row in line["rows"]] == [
+        *("forward", "sweep-layer", "importance"),
+        *("induction-24", "induction-9"),
+    ]
     for row in line["rows"]:
         assert row["peer"] is row["ratio"] is row["peak_memory_ratio"] is None
         assert row["tokens_per_second"] > 0
@@ -225,6 +231,9 @@ def test_a_dtype_the_device_lacks_is_refused():
         (["sweep", "--peers", "hflm"], "nothing to measure"),
         (["--repeats", "0"], "--repeats 0"),
         (["--budget", "-1"], "--budget"),
+        (["induction", "--induction-lengths", "513", "600"], "stdlib-opt reads 512 tokens"),
+        (["--induction-lengths", "4"], "give lengths of at least 5"),
+        (["--induction-lengths", "64", "64"], "64 64: name each of them once"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(words, says, tmp_path: Path, capsys):

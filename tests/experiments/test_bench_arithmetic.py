@@ -17,6 +17,7 @@ from experiments.bench.arithmetic import (
     fewest_gradients,
     fewest_leave_one_out,
     forward,
+    scans,
 )
 from tests.families import inputs_for, tiny
 
@@ -43,6 +44,26 @@ def test_a_forward_is_what_torch_counts(family: str):
     found = counted(lambda: model.model(**inputs))
     assert forward(Weights.of(model), ROWS, LENGTH, causal=False) == found
     assert fewest_forward(Weights.of(model), EVERY) == found
+
+
+@pytest.mark.parametrize("family", ["opt", "llama"])
+def test_whole_blocks_of_a_scan_are_what_torch_counts(family: str):
+    """And the fewest lack the last block's values, mixing, output projection and FFN."""
+    model = HookedModel(tiny(family, attention="eager"))
+    ids = inputs_for(model.model, ROWS, LENGTH)["input_ids"]
+    weights, hf = Weights.of(model), model.model
+    base = counted(lambda: hf.base_model(ids))
+    masked_half = weights.blocks * weights.attention(ROWS * LENGTH * (LENGTH - 1) // 2)
+    fewest, whole = scans(weights, ROWS, LENGTH)
+    assert whole == base - masked_half
+    block = model.model.get_submodule(model.sites[-1].block)
+    v_proj, o_proj = (
+        next(m for n, m in block.named_modules() if n.endswith(name)).weight.numel()
+        for name in ("v_proj", "out_proj" if family == "opt" else "o_proj")
+    )
+    pairs = ROWS * LENGTH * (LENGTH + 1) // 2
+    spared = 2 * ROWS * LENGTH * (v_proj + o_proj + weights.ffn) + 2 * pairs * weights.d_attn
+    assert whole - fewest == spared
 
 
 def test_grouped_queries_and_gated_ffns_are_counted():

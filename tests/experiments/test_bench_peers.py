@@ -14,7 +14,16 @@ from ablate import FFN, Head, HookedModel
 from experiments.bench.arithmetic import Weights
 from experiments.bench.ours import ours
 from experiments.bench.peers import AGAINST, PEERS
-from experiments.bench.works import KINDS, Name, Work, cost, questions, spread, token_rows
+from experiments.bench.works import (
+    KINDS,
+    Name,
+    Work,
+    cost,
+    questions,
+    repeated_rows,
+    spread,
+    token_rows,
+)
 from tests.experiments.tiny_opt import write_tiny_opt
 
 NONE = np.zeros((0, 0), int)
@@ -29,6 +38,8 @@ def work_of(model: HookedModel, name: Name) -> Work:
     if KINDS[name] == "choices":
         examples = questions(["pair_mapping"], 3, 0, shared=name == "choices-shared")
         return Work(name, NONE, 0, examples, model.components[::2])
+    if KINDS[name] == "induction":
+        return Work(name, repeated_rows(model, 3, 38, seed=0), 0, (), model.heads)
     rows = token_rows(model, 3, 14, seed=0)
     scored = 13 if name == "sweep" else 3
     return Work(name, rows, scored, (), model.components)
@@ -43,7 +54,7 @@ def test_a_peers_numbers_are_ours(name: Name, peer: str, folder: Path):
     work = work_of(model, name)
     found, expected = ours(model, work)(), PEERS[peer](theirs, work)()
     assert found.shape == expected.shape
-    assert np.abs(found - expected).max() < 1e-4
+    assert np.abs(found - expected).max() < (1e-5 if KINDS[name] == "induction" else 1e-4)
     assert np.abs(found - found[0]).max() > 1e-2  # the components matter here
 
 
@@ -67,6 +78,43 @@ def test_the_plain_loop_equals_zeroed_weights(folder: Path):
             -np.mean([float(log_p[r, t - 1, ids[r, t]]) for t in (11, 12, 13)]) for r in range(3)
         ]
         assert losses[row] == pytest.approx(np.array(expected), abs=1e-5)
+
+
+def test_a_scan_equals_plain_loops_over_eager_patterns(folder: Path):
+    model = HookedModel.from_pretrained(folder)
+    work = work_of(model, "induction")
+    assert work.label == "induction-38"
+    found = ours(model, work)()
+    model.model.set_attn_implementation("eager")
+    out = model.model(torch.from_numpy(work.rows), output_attentions=True)
+    patterns = torch.stack(out.attentions, 1).flatten(1, 2).detach().numpy()  # [row, head, q, k]
+    assert found.shape == (4, 3, patterns.shape[1])
+    for row, ids in enumerate(work.rows.tolist()):
+        keys: list[list[list[int]]] = [[], [], [], []]
+        for q in range(38):
+            earlier = [k for k in range(q) if ids[k] == ids[q]]
+            keys[0].append([k + 1 for k in earlier])
+            keys[1].append(earlier)
+            keys[2].append([q - 1] if q else [])
+            keys[3].append([0] if q else [])
+        for score, of_queries in enumerate(keys):
+            for head, pattern in enumerate(patterns[row]):
+                sums = [sum(pattern[q, k] for k in of_q) for q, of_q in enumerate(of_queries)]
+                expected = sum(sums) / sum(map(bool, of_queries))
+                assert found[score, row, head] == pytest.approx(expected, abs=1e-6)
+
+
+def test_rows_of_a_scan_repeat_themselves(folder: Path):
+    model = HookedModel.from_pretrained(folder)
+    rows = repeated_rows(model, 2, 38, seed=0)
+    assert (rows[:, 0] == 2).all()
+    for row in rows.tolist():
+        block = row[1:11]
+        assert len(set(block)) == 10  # four copies, the last one cut
+        assert row[1:] == (4 * block)[:37]
+    assert rows[0].tolist() != rows[1].tolist()
+    with pytest.raises(ValueError, match="has 280 tokens, too few for 500 distinct"):
+        repeated_rows(model, 1, 2001, seed=0)
 
 
 def test_a_forward_is_the_last_tokens_loss(folder: Path):
