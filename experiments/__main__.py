@@ -19,12 +19,14 @@ from typing import Annotated, Any, Union
 
 from experiments.bench.study import Bench
 from experiments.config import with_preset
+from experiments.induction.study import Induction
 from experiments.pretrain import Pretraining
 from experiments.prune.study import Pruning
 from experiments.run_folder import RunFolder, Study, run_study
 
 STUDIES: dict[str, type[Study]] = {
     "prune": Pruning,
+    "induction": Induction,
     "pretrain": Pretraining,
     "bench": Bench,
 }

@@ -192,7 +192,7 @@ def _on_repeated(
 ) -> Found:
     """Masses of attention, and what heads add to the logits of what they attend to."""
     relations = _relations(batch_rows)
-    wanted = {
+    wanted: dict[Stack, Relations] = {
         stack: {score: keys for score, keys in by_score.items() if score in scores}
         for stack, by_score in relations.items()
     }

@@ -11,7 +11,7 @@ from experiments.prune.cells import FEWEST, RESAMPLES
 from experiments.prune.findings import NAMES, Findings, listed
 from experiments.prune.sentences import counted, sentences
 from experiments.prune.tables import MIDDLE, TRANSFERRED
-from experiments.report import Report
+from experiments.report import Report, chosen
 
 CONVENTIONS = {
     "gate": "|Σ_t ∂L/∂ξ_t|, averaged over examples",
@@ -100,7 +100,7 @@ def _tables(findings: Findings) -> Mapping[str, pd.DataFrame]:
         **{f"{name} %": 100 * findings.removable[name] for name in ("share",)},
     )
     made = {
-        f"How many can go before the average falls by more than {tolerance} points": _chosen(
+        f"How many can go before the average falls by more than {tolerance} points": chosen(
             removable,
             {
                 "unit": "unit",
@@ -123,7 +123,7 @@ def _tables(findings: Findings) -> Mapping[str, pd.DataFrame]:
             findings.transfer, {"unit": "unit", "task": "task", "ranking": "ranking"}
         ),
         "What one removed alone costs, in points of accuracy on reporting examples; chosen on "
-        "selection examples": _chosen(
+        "selection examples": chosen(
             findings.alone.assign(
                 points=100 * findings.alone["value"], error=100 * findings.alone["stderr"]
             ),
@@ -142,7 +142,7 @@ def _tables(findings: Findings) -> Mapping[str, pd.DataFrame]:
         "Exact effects on selection examples: the rise of the loss without a component, in nats": (
             _exact_table(findings)
         ),
-        "Partners: the task that agrees most and least with each (Spearman's ρ)": _chosen(
+        "Partners: the task that agrees most and least with each (Spearman's ρ)": chosen(
             findings.partners,
             {
                 "unit": "unit",
@@ -155,7 +155,7 @@ def _tables(findings: Findings) -> Mapping[str, pd.DataFrame]:
                 "high": "to",
             },
         ),
-        "Accuracy of the whole model on reporting examples, in percent": _chosen(
+        "Accuracy of the whole model on reporting examples, in percent": chosen(
             findings.baseline.assign(
                 **{name: 100 * findings.baseline[name] for name in ("value", "stderr", "chance")}
             ),
@@ -179,7 +179,7 @@ def _exact_table(findings: Findings) -> pd.DataFrame:
     if rows.empty:
         return rows
     rows = rows.loc[rows["metric"] == "loss_rise"].sort_values("value", ascending=False)
-    return _chosen(
+    return chosen(
         rows,
         {
             "unit": "unit",
@@ -246,16 +246,9 @@ def _in_points(frame: pd.DataFrame, keys: Mapping[str, str]) -> pd.DataFrame:
     if frame.empty:
         return frame
     points = frame.assign(**{name: 100 * frame[name] for name in ("value", "low", "high")})
-    return _chosen(
+    return chosen(
         points, {**keys, "value": "points", "low": "from", "high": "to", "p_holm": "p (Holm)"}
     )
-
-
-def _chosen(frame: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
-    """Some columns under other names."""
-    if frame.empty:
-        return frame
-    return frame.reindex(columns=list(columns)).set_axis(list(columns.values()), axis="columns")
 
 
 def _shots(value: float) -> str:

@@ -124,7 +124,7 @@ def points(
         size = 22 if len(frame) <= 200 else 8
         ax.scatter(frame[x], frame[y], s=size, color=BLUE, alpha=0.65, linewidth=0, zorder=3)
         high, wide = (np.argsort(-frame[column].to_numpy(float)) for column in (y, x))
-        far = list(dict.fromkeys([*high[:named], *wide[:2]]))
+        far = list(dict.fromkeys([*high[:named], *wide[: min(2, named)]]))
         taken: list[tuple[float, float]] = []
         wide, high = (float(np.ptp(frame[c])) or 1.0 for c in (x, y))
         for row in frame.iloc[far].to_dict("records"):
