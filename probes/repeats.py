@@ -25,12 +25,8 @@ from ablate.anatomy import base_path, find
 from ablate.components import Stack
 from ablate.hooked import HookedModel
 from ablate.hooks import execution_device
-from probes.sequences import (
-    ordinary_tokens,
-    repeated_random_tokens,
-    spaced_random_tokens,
-    spread_lengths,
-)
+from probes.sequences import repeated_random_tokens, spaced_random_tokens, spread_lengths
+from probes.vocabulary import ordinary_ids
 
 SHORTEST, LONGEST, LENGTHS = 25, 128, 4
 """Block lengths where none are given: so many, spread over this range as far as they fit."""
@@ -79,7 +75,7 @@ def drawn(
             f"lengths {lengths}, seeds {seeds}, batch {batch}: give at least one seed, and lengths "
             "and a batch of 1 or more"
         )
-    ids = _ordinary(model) if vocabulary is None else vocabulary
+    ids = ordinary_ids(model) if vocabulary is None else vocabulary
     first = _first_token(model) if bos == "model" else bos
     blocks = repeats + (spacing == "varied")  # the tokens between the copies are one more
     fitting = _fitting(model, lengths, blocks, repeats, len(ids), first)
@@ -187,16 +183,6 @@ def _by_stack_keys(
         return {"encoder": keys, "decoder": keys}
     before = torch.full_like(keys[:, :1], -1)
     return {"encoder": keys, "decoder": torch.cat([before, keys + (keys >= 0).long()], dim=1)}
-
-
-def _ordinary(model: HookedModel) -> Int[Tensor, "vocab"]:
-    """Ids that are no special tokens, of the tokenizer or, without one, of the config."""
-    if model.tokenizer is not None:
-        return ordinary_tokens(model.tokenizer)
-    config: Any = model.model.config
-    names = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
-    special = {getattr(config, name, None) for name in names}
-    return torch.tensor([i for i in range(config.vocab_size) if i not in special])
 
 
 def _first_token(model: HookedModel) -> int | None:

@@ -137,6 +137,6 @@ def test_the_module_is_the_command_in_any_locale(encoding: str):
     )
     assert done.returncode == 2
     assert done.stderr == (
-        "ablate: Unrecognized options: paint; Available subcommands: prune, pretrain, bench; "
+        "ablate: Unrecognized options: paint; Available subcommands: prune, induction, pretrain, bench; "
         "see ablate --help\n"
     )
