@@ -51,7 +51,7 @@ def test_last_line_is_the_outcome(capsys, tmp_path: Path):
         (["count", "--seed", "x"], "--seed: invalid literal"),
         (["count", "--sed", "3"], "Unrecognized options: --sed, 3"),
         (["count", "--fail", "maybe"], "invalid choice 'maybe' for argument '--fail'"),
-        (["paint"], "Unrecognized options: paint; Available subcommands: count, prune, pretrain"),
+        (["paint"], "Unrecognized options: paint; Available subcommands: count, prune, induction"),
         ([], "Expected one of {count, prune, induction, pretrain, bench}; see ablate --help"),
         (["count", "--numbers", "-1"], "--numbers"),
         (["count", "--numbers", "1", "x" * 200], "x" * 200),

@@ -240,7 +240,7 @@ def test_a_ranking_from_a_file_is_followed(run, model_folder: Path, tmp_path: Pa
         (["--fractions", "0"], "above 0"),
         (["--limit", "1"], "--limit 1"),
         (["--report-limit", "1"], "--report-limit 1"),
-        (["--tasks", "pair_mapping", "--report-limit", "401"], "--report-limit 401"),
+        (["--tasks", "pair_mapping", "--report-limit", "9999"], "--report-limit 9999"),
         (["--shots", "99"], "99 shots"),
         (["--tasks", "pair_mapping", "--limit", "100000"], "has 400 examples"),
         (["--tasks", "code_continuation", "--shots", "19"], "19 shots"),
