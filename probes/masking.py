@@ -15,12 +15,13 @@ both, Student's with Satterthwaite's degrees of freedom. That counts what is lef
 row and set twice, so it is rather too wide than too narrow. The heads given are no draw.
 
 Where it misleads: where the heads' own layers have too few others, the rest of a layer-matched set
-is drawn from anywhere (`same_layer` counts). Removing heads also hurts what is built on them.
-Choose the heads on other rows than these (other seeds), or the choice fits the rows.
+is drawn from the nearest layers (`same_layer` counts). Removing heads also hurts what is built on
+them. Choose the heads on other rows than these (other seeds), or the choice fits the rows.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -31,7 +32,7 @@ from jaxtyping import Float, Int
 from scipy import stats
 from torch import Tensor
 
-from ablate.components import Head
+from ablate.components import Component
 from ablate.hooked import HookedModel
 from ablate.masks import Mask
 from probes.behaviour import context_scores, copy_losses
@@ -53,7 +54,7 @@ class Removed(NamedTuple):
     set: str
     k: int
     draw: int
-    heads: tuple[Head, ...]
+    heads: tuple[Component, ...]
 
 
 class Spread(NamedTuple):
@@ -67,7 +68,7 @@ class Spread(NamedTuple):
 
 def masking_effects(
     model: HookedModel,
-    heads: Sequence[Head],
+    heads: Sequence[Component],
     batches: Iterable[Drawn],
     text: Int[Tensor, "example pos"] | None = None,
     *,
@@ -80,7 +81,7 @@ def masking_effects(
     """What is left without the k strongest heads, and without as many others.
 
     Args:
-        heads: strongest first, as `probes.criterion.passing` gives them.
+        heads: strongest first, as `probes.criterion.passing` gives them; mixers are as good.
         batches: rows that repeat, from `probes.repeats.drawn`.
         text: rows of text, from `probes.behaviour.text_rows`; None for no icl_score.
         ks: how many are removed; by default 1, 2, 4 … and all.
@@ -121,7 +122,7 @@ def masking_effects(
 
 def removed_sets(
     model: HookedModel,
-    heads: Sequence[Head],
+    heads: Sequence[Component],
     *,
     ks: Sequence[int] | None = None,
     draws: int = 5,
@@ -129,7 +130,7 @@ def removed_sets(
 ) -> list[Removed]:
     """The whole model, the strongest k of `heads`, and random sets of the others, for every k.
 
-    Others are the heads of the same stacks that are not among `heads`. Raises ValueError for no
+    Others are those of the same stacks (and kind) that are not among `heads`. Raises ValueError for no
     heads, a head twice or in an encoder, and for a k that there are not enough heads for.
     """
     chosen = [*model.expand(Mask(heads))]
@@ -142,8 +143,8 @@ def removed_sets(
         )
     if ks is None:
         ks = sorted({*(2**i for i in range(len(heads).bit_length())), len(heads)})
-    stacks = {head.stack for head in heads}
-    others = [h for h in model.heads if h.stack in stacks and h not in chosen]
+    kinds = {(type(head), head.stack) for head in heads}
+    others = [c for c in model.components if (type(c), c.stack) in kinds and c not in chosen]
     if min(ks) < 1 or max(ks) > min(len(heads), len(others)) or draws < 1:
         raise ValueError(
             f"k of {list(ks)} in {draws} draws asked for: {len(heads)} heads are given and "
@@ -162,17 +163,22 @@ def removed_sets(
     return sets
 
 
-def _matched(heads: Sequence[Head], order: Sequence[Head]) -> tuple[Head, ...]:
-    """For each head one of its layer, the first in `order` that is left, else any."""
+def _matched(heads: Sequence[Component], order: Sequence[Component]) -> tuple[Component, ...]:
+    """For each head one of its layer, the first in `order` that is left, else of a near layer."""
     left = list(order)
-    partners: dict[Head, Head] = {}
-    for head in heads:
-        same = [h for h in left if (h.stack, h.layer) == (head.stack, head.layer)]
-        if same:
-            partners[head] = same[0]
-            left.remove(same[0])
-    # Only now, so that nobody takes what would match another head.
-    return tuple(partners[head] if head in partners else left.pop(0) for head in heads)
+    partners: dict[Component, Component] = {}
+    # Own layers first, so that nobody takes what would match another head.
+    for farthest in (0, math.inf):
+        for head in [h for h in heads if h not in partners]:
+            distances = [_distance(head, other) for other in left]
+            if distances and min(distances) <= farthest:
+                partners[head] = left.pop(distances.index(min(distances)))
+    return tuple(partners[head] for head in heads)
+
+
+def _distance(a: Component, b: Component) -> float:
+    """Layers between two heads; infinitely many between stacks."""
+    return float(abs(a.layer - b.layer)) if a.stack == b.stack else math.inf
 
 
 def effects(frame: pd.DataFrame, *, level: float = 0.95) -> pd.DataFrame:
@@ -203,7 +209,7 @@ def effects(frame: pd.DataFrame, *, level: float = 0.95) -> pd.DataFrame:
                 share = (
                     _share(x, whole, level)
                     if against == "whole" and has_skill
-                    else Spread(*[np.nan] * 4)
+                    else Spread(*[math.nan] * 4)
                 )
                 row |= {"left": share.mean, "left_low": share.low, "left_high": share.high}
                 found.append(row | {"rows": len(x), "draws": max(x.shape[1], baseline.shape[1])})
@@ -214,7 +220,7 @@ def over_rows_and_draws(x: Float[np.ndarray, "row draw"], level: float = 0.95) -
     """Mean of a crossed sample and its interval; a single column is no draw but a given set."""
     rows, draws = x.shape
     mean = float(x.mean())
-    parts = [(x.mean(1).var(ddof=1) / rows, rows - 1)] if rows > 1 else [(np.nan, 1)]
+    parts = [(x.mean(1).var(ddof=1) / rows, rows - 1)] if rows > 1 else [(math.nan, 1)]
     if draws > 1:
         parts.append((x.mean(0).var(ddof=1) / draws, draws - 1))
     variance = sum(part for part, _ in parts)

@@ -85,6 +85,7 @@ def test_planted_heads_are_told_apart():
     assert of.loc["L0H0", "positional"]
     assert of.loc["L0H0", "q"] > 0.05
     assert of.loc["L0H1", ["copies", "matches"]].tolist() == [True, False]
+    assert not of.loc[["L0H0", "L0H4"], "matches"].any()  # enough, but no more than a null
     assert of.loc[["L0H2", "L0H3"], "matches"].all()
     assert not of.loc[["L0H2", "L0H3"], "copies"].any()
     assert of.loc["L0H4", f"p_{CONTROL}"] <= 1 / 4096 < 0.05 < of.loc["L0H4", "q"]
@@ -179,7 +180,8 @@ def test_beyond_that_they_are_sampled():
     sampled = sign_flip_p(d, rng, resamples=20_000)
     assert 0.005 < exact[0] < 0.9
     assert sampled[:2] == pytest.approx(exact, abs=0.012)
-    assert 1 / 20_001 <= sampled[2] <= 8 / 20_001  # never 0; 2^−17 is 1/131,072
+    assert sampled[2] <= 8 / 20_001  # 2^−17 is 1/131,072
+    assert sign_flip_p(np.ones((40, 1)), rng, resamples=100)[0] == 1 / 101  # and never 0
     again = sign_flip_p(d, np.random.default_rng(5), resamples=500)
     assert again.tolist() == sign_flip_p(d, np.random.default_rng(5), resamples=500).tolist()
 

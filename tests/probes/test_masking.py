@@ -11,7 +11,7 @@ import pytest
 import torch
 from scipy import stats
 
-from ablate import Head, HookedModel, Mask
+from ablate import Head, HookedModel, Mask, Mixer
 from probes.behaviour import copies, spans, text_rows
 from probes.loss import loss_by_position
 from probes.masking import effects, masking_effects, over_rows_and_draws, removed_sets
@@ -60,10 +60,31 @@ def test_random_sets_come_from_anywhere_equally():
     assert matched == {Head(1, 0), Head(1, 1), Head(1, 2)}
 
 
+def test_what_a_layer_lacks_comes_from_the_nearest():
+    model = HookedModel(tiny("opt"))
+    for one in removed_sets(model, [Head(2, h) for h in range(3)], ks=(3,), draws=20):
+        if one.set == "layer_matched":
+            assert [h.layer for h in one.heads] == [2, 1, 1]
+
+
+def test_mixers_are_masked_against_mixers():
+    model = HookedModel(tiny("jamba"))
+    mixers = [c for c in model.components if isinstance(c, Mixer)]
+    sets = removed_sets(model, mixers[:1], draws=9)
+    assert {c for one in sets if one.set == "random" for c in one.heads} <= set(mixers[1:])
+
+
 def test_others_are_of_the_same_stack():
     model = HookedModel(tiny("bart"))
     sets = removed_sets(model, [Head(0, 1, "decoder")], draws=50)
     assert {h.stack for one in sets for h in one.heads} == {"decoder"}
+    # All of a decoder's layer 1 but one head: layer 0 is nearer than another attention's layer 1.
+    most = [Head(1, h, "decoder") for h in range(3)]
+    for one in removed_sets(model, [*most, Head(0, 0, "cross")], ks=(4,), draws=20):
+        if one.set == "layer_matched":
+            assert one.heads[0] == Head(1, 3, "decoder")
+            assert {h.stack for h in one.heads[1:3]} == {"decoder"}
+            assert (one.heads[3].stack, one.heads[3].layer) == ("cross", 0)
     with pytest.raises(ValueError, match="heads of an encoder"):
         removed_sets(model, [Head(0, 1, "encoder")])
 
