@@ -21,8 +21,8 @@ and later (Olsson et al. 2022; Bansal et al. 2023, Algorithm 1); previous token 
 all but the first query. Definitions are the same in encoders, where a head might look at later
 copies as well: these are not counted. An encoder-decoder gets the same tokens on both sides, other
 ones in another order for the control; in cross attention every occurrence on the encoder's side is
-a copy, and there is no previous token. Mixers have no pattern; with `mixers` they are scored by
-their implicit attention (`probes.implicit`).
+a copy, and there is neither a previous token nor a distance. Mixers have no pattern; with `mixers`
+they are scored by their implicit attention (`probes.implicit`).
 
 Where it misleads: a mean over queries does not say whether a head matches always or sometimes. A
 head that attends evenly to all before it has (copies − 1)/q at query q on matching keys: compare
@@ -91,8 +91,9 @@ def induction_scan(
     """Every score of every head: component, kind, stack, layer, head, seed, length, score, value.
 
     Args:
-        lengths: block lengths; every seed draws one row of each, or with `dealt` of one, in turn.
-            By default a few from 25 on that fit the model's context and vocabulary.
+        lengths: block lengths; every seed draws one row of each, or with `dealt` seed s one row of
+            the length number s, counted round and round. By default a few from 25 on that fit the
+            model's context and vocabulary.
         repeats: copies of a block in one row.
         seeds: one generator each; the same seed gives the same rows whatever the batch.
         batch: rows in one forward.

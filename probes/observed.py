@@ -8,6 +8,8 @@ whole rows of the pattern:
     distance_d  Σ A[q, q−d] over the distances of one bin (0, 1, 2–3, 4–7, …), mean over all queries
     later       Σ A[q, k] over k > q, mean over all queries
 
+Cross attention has no distances: its queries and keys are places in different rows.
+
 All are taken while the forward runs; neither pattern nor z outlives its layer.
 """
 
@@ -99,10 +101,11 @@ def observe(
             seeing.enter_context(watched_mixers(model, see))
         seeing.enter_context(hooked(model.model, edits))
         _forward(model, tokens)
-    lengths = {
-        site.name: tokens[site.stack].shape[1] for site in model.sites if site.stack in tokens
+    asking = {site.name: "decoder" if site.stack == "cross" else site.stack for site in model.sites}
+    means = {
+        (name, score): total.cpu() / tokens[asking[name]].shape[1]
+        for (name, score), total in wholes.items()
     }
-    means = {(name, score): total.cpu() / lengths[name] for (name, score), total in wholes.items()}
     return _means(model, totals, relations) | means
 
 
@@ -121,7 +124,7 @@ def _add_whole(wholes: Found, whole: Collection[Whole], rows: Rows) -> None:
     found: dict[str, Tensor] = {}
     if "entropy" in whole:
         found["entropy"] = torch.special.entr(pattern).sum((-2, -1))
-    if "distance" in whole:
+    if "distance" in whole and rows.site.stack != "cross":
         found |= _by_distance(pattern, rows.first)
     for score, total in found.items():
         at = rows.site.name, score

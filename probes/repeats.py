@@ -64,7 +64,7 @@ def drawn(
 ) -> Iterator[Drawn]:
     """The rows of every length, `batch` seeds at a time; the same ones whatever the batch.
 
-    With `dealt` every seed draws one length alone: lengths are dealt to the seeds in turn.
+    With `dealt` seed s draws the length number s alone, counted round and round.
 
     Raises ValueError for rows that do not fit the model's positions or its vocabulary.
     """
@@ -80,7 +80,7 @@ def drawn(
     blocks = repeats + (spacing == "varied")  # the tokens between the copies are one more
     fitting = _fitting(model, lengths, blocks, repeats, len(ids), first)
     dealt_to = {
-        length: [s for i, s in enumerate(seeds) if not dealt or i % len(fitting) == place]
+        length: [s for s in seeds if not dealt or s % len(fitting) == place]
         for place, length in enumerate(fitting)
     }
     return _rows(model, ids, dealt_to, repeats, batch, first, spacing)

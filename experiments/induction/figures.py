@@ -45,9 +45,11 @@ SHOWN = 3
 def figures(findings: Findings) -> Mapping[str, Callable[[], Figure]]:
     """The figures of a run by file name, each made when it is asked for."""
     made: dict[str, Callable[[], Figure]] = {}
-    for stack in dict.fromkeys(findings.heads["stack"]):
-        name = f"scores_{stack}" if stack else "scores"
-        made[name] = partial(_scores, findings, str(stack))
+    mixer = findings.heads["head"] < 0
+    for stack, rows in findings.heads.loc[~mixer].groupby("stack", sort=False):
+        made[f"scores_{stack}" if stack else "scores"] = partial(_scores, rows)
+    if mixer.any():
+        made["scores_mixers"] = partial(_scores, findings.heads.loc[mixer])
     if len(findings.judgement):
         made["criterion"] = partial(_criterion, findings)
     if len(findings.positions):
@@ -63,8 +65,7 @@ def figures(findings: Findings) -> Mapping[str, Callable[[], Figure]]:
     return made
 
 
-def _scores(findings: Findings, stack: str) -> Figure:
-    rows = findings.heads.loc[findings.heads["stack"] == stack]
+def _scores(rows: pd.DataFrame) -> Figure:
     names = [name for name in MAPS if name in rows and rows[name].notna().any()]
     columns = min(3, len(names))
     lines = -(-len(names) // columns)

@@ -26,7 +26,7 @@ from probes.attention import induction_keys
 from probes.behaviour import copy_losses, text_rows
 from probes.circuits import has_direct_path, ov_eigenvalue_scores
 from probes.composition import composition_scores
-from probes.criterion import Criterion, judged, passing
+from probes.criterion import Criterion, judged, passing, rows_needed
 from probes.induction import EVERY, Score, head_scores, induction_scan, summary
 from probes.masking import masking_effects, removed_sets
 from probes.patterns import patterns_of
@@ -89,6 +89,10 @@ def measured(study: Induction, folder: RunFolder, model: HookedModel) -> Measure
         raise ValueError(f"{model.name} has neither attention heads nor mixers to scan")
     left_out: list[str] = []
     text = _text(study, model, left_out)
+    if text is None and study.vocabulary == "corpus-frequency":
+        raise ValueError(
+            "--vocabulary corpus-frequency: there is no text to count tokens in; give --text"
+        )
     ids = vocabulary(
         model,
         study.vocabulary,
@@ -103,7 +107,9 @@ def measured(study: Induction, folder: RunFolder, model: HookedModel) -> Measure
     scan = _scan(study, folder, rows)
     judgement = _judged(study, model, scan, left_out)
     heads = [c for c in passing(judgement) if isinstance(c, Head)] if len(judgement) else []
-    masked, positions = _masked(study, folder, model, rows, heads, windows, left_out)
+    masked, positions = pd.DataFrame(), pd.DataFrame()
+    if len(judgement):
+        masked, positions = _masked(study, folder, model, rows, heads, windows, left_out)
     return Measured(
         scan=scan,
         heads=summary(scan),
@@ -111,7 +117,7 @@ def measured(study: Induction, folder: RunFolder, model: HookedModel) -> Measure
         masked=masked,
         positions=positions,
         importance=importance,
-        examples=_examples(study, model, ids, text, judgement, heads),
+        examples=_examples(study, model, ids, text, windows, judgement, heads),
         left_out=left_out,
     )
 
@@ -138,9 +144,23 @@ class _Rows:
         }
 
     def check(self) -> None:
-        """Raise ValueError for rows that do not fit the model."""
-        options = self.options
-        drawn(self.model, options["lengths"], **self._drawn(), seeds=self.study.scan_seeds)
+        """Raise ValueError for rows that do not fit the model, or are too few to judge it by."""
+        study, model = self.study, self.model
+        batches = drawn(model, self.options["lengths"], **self._drawn(), seeds=study.scan_seeds)
+        reading = [site for site in model.sites if has_direct_path(model, site)]
+        if study.convention == "reference" and not any(site.stack == "" for site in reading):
+            raise ValueError(
+                f"--convention reference: the paper's scores are of heads of decoders, and "
+                f"{model.name} has none; leave --convention"
+            )
+        judging = sum(head.stack != "cross" for head in model.heads) if reading else 0
+        rows = sum(len(batch.seeds) for batch in batches)
+        if judging and rows < (needed := rows_needed(judging, study.level)):
+            raise ValueError(
+                f"--seeds {study.seeds}: {rows} rows (seeds × lengths) cannot single out one of "
+                f"{judging} heads at level {study.level:g}; give --seeds or --lengths for {needed} "
+                "rows or more"
+            )
 
     def others(self) -> Any:
         """Batches of rows that the scan did not see."""
@@ -189,6 +209,8 @@ def _of_weights(model: HookedModel, scan: pd.DataFrame) -> pd.DataFrame:
     if any(head.stack != "cross" for head in model.heads):
         previous = head_scores(scan, "previous_token")
         tables |= composition_scores(model, previous)
+    if not tables:
+        return scan.iloc[:0]
     rows = [
         {
             "component": str(component),
@@ -281,7 +303,7 @@ def _text(study: Induction, model: HookedModel, left_out: list[str]) -> Int[Tens
         except UnicodeDecodeError as error:
             raise ValueError(f"--text {study.text}: not UTF-8 at byte {error.start}") from None
         ids = model.tokenizer(words, add_special_tokens=False, verbose=False)["input_ids"]
-        return torch.tensor(ids)
+        return torch.tensor(ids, dtype=torch.long)
     bundled = ZOO / study.model / "validation.safetensors"
     if bundled.is_file():
         return load_file(bundled)["tokens"].long()
@@ -323,6 +345,7 @@ def _examples(
     model: HookedModel,
     ids: Int[Tensor, "vocab"],
     text: Int[Tensor, "token"] | None,
+    windows: Int[Tensor, "example pos"] | None,
     judgement: pd.DataFrame,
     heads: Sequence[Head],
 ) -> list[Example]:
@@ -344,8 +367,9 @@ def _examples(
     )
     found = [_example("random tokens that repeat", model, row.repeated, chosen)]
     hf: Any = model.model
-    if text is not None and not hf.config.is_encoder_decoder:
-        tokens = text_rows(model, text, context=SHOWN_TEXT, limit=2)[1:]
+    if text is not None and windows is not None and not hf.config.is_encoder_decoder:
+        shown = min(SHOWN_TEXT, windows.shape[1])
+        tokens = text_rows(model, text, context=shown, limit=2)[-1:]
         found.append(_example("text", model, {"": tokens}, chosen))
     return found
 

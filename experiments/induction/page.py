@@ -43,6 +43,7 @@ def report(findings: Findings) -> Report:
     captions = dict(CAPTIONS)
     for stack in ("encoder", "decoder", "cross"):
         captions[f"scores_{stack}"] = f"{stack.capitalize()}. {CAPTIONS['scores']}"
+    captions["scores_mixers"] = f"Mixers, by their implicit attention. {CAPTIONS['scores']}"
     return Report(
         title=f"Which heads of {findings.study.model} are induction heads?",
         question=_question(findings),
