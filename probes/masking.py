@@ -130,8 +130,8 @@ def removed_sets(
 ) -> list[Removed]:
     """The whole model, the strongest k of `heads`, and random sets of the others, for every k.
 
-    Others are those of the same stacks (and kind) that are not among `heads`. Raises ValueError for no
-    heads, a head twice or in an encoder, and for a k that there are not enough heads for.
+    Others are those of the same stacks (and kind) that are not among `heads`. Raises ValueError for
+    no heads, a head twice or in an encoder, and for a k that there are not enough heads for.
     """
     chosen = [*model.expand(Mask(heads))]
     if not heads or len(chosen) != len(heads):

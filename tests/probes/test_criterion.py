@@ -292,6 +292,14 @@ def test_heads_without_a_copying_score_are_judged_and_not_called():
     assert not row["copies"]
 
 
+def test_rows_without_prefix_matching_are_left_out():
+    frame = scanned(PLANTED)
+    more = frame[frame["score"] != MATCHING].assign(seed=-1, value=9.0)
+    more = more.drop_duplicates(["component", "length", "score"])
+    both = pd.concat([more, frame], ignore_index=True)
+    pd.testing.assert_frame_equal(judged(both), judged(frame))
+
+
 def test_bad_input_is_one_clear_line():
     frame = scanned(PLANTED)
     with pytest.raises(ValueError, match="no score 'ov' in this scan: it has prefix_matching, "):
