@@ -30,7 +30,7 @@ MAPS: Mapping[str, str] = {
     "copying": "copying",
     "attribution": "attribution, logits",
     "ov": "OV eigenvalues",
-    "qk_matching": "QK matching through earlier heads",
+    "qk_matching": "QK matching",
     "k_composition": "K-composition",
     "prefix_matching_reference": "prefix matching (paper's code)",
     "copying_reference": "copying (paper's code)",
@@ -190,7 +190,7 @@ def _masked(findings: Findings) -> Figure:
 
 def _attention(findings: Findings) -> Figure:
     chosen = list(findings.examples[0].patterns.items())[:SHOWN]
-    figure, axes = panels(1, len(chosen), width=3.1, height=3.2)
+    figure, axes = panels(1, len(chosen), width=3.1, height=3.6)
     with style():
         for ax, (component, pattern) in zip(axes.flat, chosen, strict=True):
             ax.imshow(pattern.numpy(), cmap="Blues", vmin=0, vmax=1, interpolation="nearest")

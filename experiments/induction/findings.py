@@ -113,12 +113,13 @@ class Findings:
         said += f": {', '.join(names[:8])}" + (" …" if len(names) > 8 else "")
         for row in all_k.to_dict("records"):
             if math.isfinite(row["left"]):
+                left = [round(100 * row[key]) for key in ("left", "left_low", "left_high")]
+                share, low, high = (f"{percent}".replace("-", "−") for percent in left)
                 said += (
-                    f"; without {'it' if len(names) == 1 else 'them'} {100 * row['left']:.0f} % "
-                    f"({100 * row['left_low']:.0f} to {100 * row['left_high']:.0f}) of "
-                    f"{SKILLS[row['measure']]} is left" + self._random(row["measure"])
+                    f"; without {'it' if len(names) == 1 else 'them'} {share} % ({low} to {high}) "
+                    f"of {SKILLS[row['measure']]} is left" + self._random(row["measure"])
                 )
-        return said.replace("-", "−") if "-" not in self.study.model else said
+        return said
 
     def _random(self, measure: str) -> str:
         rows = self.effects
@@ -126,7 +127,7 @@ class Findings:
             (rows["set"] == "random") & (rows["against"] == "whole") & (rows["measure"] == measure)
         ]
         row = rows.loc[rows["k"] == rows["k"].max()].iloc[0]
-        return f" (random heads {100 * row['left']:.0f} %)"
+        return f" (random heads {round(100 * row['left'])} %)".replace("-", "−")
 
     @property
     def metrics(self) -> pd.DataFrame:
