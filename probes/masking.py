@@ -248,9 +248,9 @@ def _has_skill(measure: str, whole: Float[np.ndarray, "row 1"], level: float) ->
 
 
 def _by_row(frame: pd.DataFrame, name: str, k: int) -> Float[np.ndarray, "row draw"]:
-    """Values of one set, rows in the same order for all sets."""
+    """Values of one set; a pivot sorts its rows, so they are in the same order for all sets."""
     chosen = frame.loc[(frame["set"] == name) & (frame["k"] == k)]
-    return chosen.pivot(index="row", columns="draw", values="value").sort_index().to_numpy()
+    return chosen.pivot(index="row", columns="draw", values="value").to_numpy()
 
 
 def _copy_measures(losses: pd.DataFrame) -> pd.DataFrame:

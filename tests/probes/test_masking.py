@@ -120,6 +120,10 @@ def test_every_value_is_that_of_a_plain_forward():
     assert checked == rows * frame["removed"].nunique()
     assert len(frame) == rows * (1 + 2 + 2 * 2 * 2)
     same = frame.drop_duplicates(["set", "k", "draw"]).set_index(["set", "k", "draw"])
+    asked = removed_sets(model, [Head(0, 1), Head(1, 2)], draws=2)
+    assert len(same) == len(asked)
+    for one in asked:
+        assert same.loc[(one.set, one.k, one.draw)]["removed"] == str(Mask(one.heads))
     assert (same.loc["induction"]["same_layer"] == [1, 2]).all()
     assert (same.loc["layer_matched"]["same_layer"] == [1, 2, 1, 2]).all()
 
