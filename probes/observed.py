@@ -101,7 +101,9 @@ def observe(
             seeing.enter_context(watched_mixers(model, see))
         seeing.enter_context(hooked(model.model, edits))
         _forward(model, tokens)
-    asking = {site.name: "decoder" if site.stack == "cross" else site.stack for site in model.sites}
+    asking: dict[str, Stack] = {
+        site.name: "decoder" if site.stack == "cross" else site.stack for site in model.sites
+    }
     means = {
         (name, score): total.cpu() / tokens[asking[name]].shape[1]
         for (name, score), total in wholes.items()

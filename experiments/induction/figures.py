@@ -45,11 +45,12 @@ SHOWN = 3
 def figures(findings: Findings) -> Mapping[str, Callable[[], Figure]]:
     """The figures of a run by file name, each made when it is asked for."""
     made: dict[str, Callable[[], Figure]] = {}
-    mixer = findings.heads["head"] < 0
-    for stack, rows in findings.heads.loc[~mixer].groupby("stack", sort=False):
-        made[f"scores_{stack}" if stack else "scores"] = partial(_scores, rows)
-    if mixer.any():
-        made["scores_mixers"] = partial(_scores, findings.heads.loc[mixer])
+    heads, mixers = (findings.heads.query(f"head {sign} 0") for sign in (">=", "<"))
+    for stack in map(str, heads["stack"].unique()):
+        name = f"scores_{stack}" if stack else "scores"
+        made[name] = partial(_scores, heads.loc[heads["stack"] == stack])
+    if len(mixers):
+        made["scores_mixers"] = partial(_scores, mixers)
     if len(findings.judgement):
         made["criterion"] = partial(_criterion, findings)
     if len(findings.positions):
@@ -66,7 +67,7 @@ def figures(findings: Findings) -> Mapping[str, Callable[[], Figure]]:
 
 
 def _scores(rows: pd.DataFrame) -> Figure:
-    names = [name for name in MAPS if name in rows and rows[name].notna().any()]
+    names = [name for name in MAPS if name in rows and rows[name].notna().to_numpy().any()]
     columns = min(3, len(names))
     lines = -(-len(names) // columns)
     layers, width = rows["layer"].nunique(), rows["head"].nunique()

@@ -103,7 +103,8 @@ class Findings:
         if self.judgement.empty:
             return f"no head of {self.study.model} could be judged: {self.left_out[-1]}"
         count = len(self.judgement)
-        said = f"{len(names)} of {count} heads are induction heads ({self.criterion})"
+        are = "is an induction head" if len(names) == 1 else "are induction heads"
+        said = f"{len(names)} of {count} heads {are} ({self.criterion})"
         if not names:
             best = self.judgement.loc[self.judgement["prefix_matching"].idxmax()]
             return (

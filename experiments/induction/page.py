@@ -96,10 +96,13 @@ def _sentences(findings: Findings) -> list[str]:
         if len(q):
             said.append(f"Largest q of a head that passes: {q.max():.2g}.")
     for row in findings.against("random").to_dict("records"):
+        k = row["k"]
+        masked = "the head that passes" if k == 1 else f"all {k} heads that pass"
+        others = "a random one" if k == 1 else "as many random ones"
         said.append(
-            f"Masking all {row['k']} heads that pass changes {SKILLS[row['measure']]} by "
-            f"{row['difference']:+.2f} nats more than masking as many random ones (95 % interval "
-            f"{row['low']:+.2f} to {row['high']:+.2f}).".replace("-", "−")
+            f"Masking {masked} changes {SKILLS[row['measure']]} by {row['difference']:+.2f} nats "
+            f"more than masking {others} (95 % interval {row['low']:+.2f} to "
+            f"{row['high']:+.2f}).".replace("-", "−")
         )
     for row in findings.against("layer_matched").to_dict("records"):
         said.append(

@@ -87,6 +87,8 @@ class Induction(ModelOptions):
         super().__post_init__()
         if self.limit is not None:
             raise ValueError("--limit asked for: a scan has no tasks; give --seeds or --lengths")
+        if self.seed >= 2**62:
+            raise ValueError(f"--seed {self.seed} asked for: its rows take later ones; give less")
         for option, least in (
             ("seeds", 1),
             ("repeats", 2),

@@ -84,7 +84,7 @@ def test_exactly_the_planted_head_passes(circuit):
     name, run, line = circuit
     previous, induction = map(str, PLANTED[name])
     assert line["induction_heads"] == [induction]
-    assert line["headline"].startswith(f"1 of {line['heads']} heads are induction heads")
+    assert line["headline"].startswith(f"1 of {line['heads']} heads is an induction head (")
     assert f": {induction};" in line["headline"]
     assert line["rows"] == 10
     scores = table(run)
@@ -173,7 +173,6 @@ def test_the_page_has_the_viewer_and_needs_no_network(circuit):
     assert "default-src 'none'" in html
     figures = {path.stem for path in (run / "figures").glob("*.png")}
     assert figures == FIGURES
-    assert all("data:image/png;base64" in html for _ in figures)
     assert html.count("data:image/png;base64") == len(FIGURES)
 
 
@@ -270,11 +269,18 @@ def test_the_papers_rows(tiny_opt: Path, tmp_path: Path):
     assert (config["vocabulary"], config["spacing"]) == ("merge-rank", "fixed")
 
 
+@pytest.fixture(scope="module")
+def not_killed(folders, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
+    runs = tmp_path_factory.mktemp("runs")
+    return study(folders["opt"], runs, *ROWS, "--batch", "2", "--seed", str(SEED))
+
+
 @pytest.mark.parametrize("shards", [1, 3, 4])
 def test_a_killed_run_resumes_to_the_same_numbers(
-    folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shards: int
+    folders, not_killed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shards: int
 ):
     """Three batches of seeds, then masking."""
+    whole, line = not_killed
     keep = RunFolder.keep
     kept = []
 
@@ -287,12 +293,15 @@ def test_a_killed_run_resumes_to_the_same_numbers(
     # Pictures are made after everything is measured.
     monkeypatch.setattr("experiments.induction.figures.figures", lambda findings: {})
     options = (*ROWS, "--batch", "2", "--seed", str(SEED))
-    whole, line = study(folders["opt"], tmp_path / "whole", *options)
     monkeypatch.setattr(RunFolder, "keep", dies)
     words = ["--model", str(folders["opt"]), "--runs", str(tmp_path / "runs"), *FEW, *options]
     assert main(["induction", *words]) == 130
     again = tmp_path / "runs" / "induction" / whole.name
     assert not (again / "metrics.parquet").exists()
+    if shards == 4:
+        rows = set(pd.read_parquet(again / "partial" / "masked.parquet")["row"])
+        # Seeds that had no say in the choice of heads.
+        assert rows == {f"seed {SEED + 5 + i}, length {n}" for i in range(5) for n in (6, 8)}
     monkeypatch.setattr(RunFolder, "keep", lambda *args: (kept.append(args[1]), keep(*args)))
     _, resumed = study(folders["opt"], tmp_path / "runs", *options)
     assert sorted(kept) == ["masked", *(f"scan {SEED + done}" for done in (0, 2, 4))]  # none twice
@@ -338,7 +347,7 @@ def test_every_family(family: str, tmp_path: Path):
 def test_beside_a_pruning_run(tiny_opt: Path, tmp_path: Path):
     out = io.StringIO()
     words = ["prune", "--model", str(tiny_opt), "--runs", str(tmp_path), "--units", "heads"]
-    words += ["--tasks", "minimal_pairs", "pair_mapping", "--limit", "6", "--report-limit", "6"]
+    words += ["--tasks", "pair_mapping", "--limit", "4", "--report-limit", "4"]
     words += ["--shots", "0", "2", "--seeds", "1", "--fractions", "0", "0.5"]
     with contextlib.redirect_stdout(out):
         assert main([*words, "--rankings", "importance"]) == 0
@@ -382,6 +391,7 @@ REFUSED = [
     (["--lengths", "1"], "--lengths 1"),
     (["--seeds", "1", "--lengths", "4"], "--seeds 1: 1 rows"),
     (["--seeds", "0"], "--seeds 0"),
+    (["--seed", str(2**64 - 1)], "--seed 18446744073709551615"),
     (["--repeats", "1"], "--repeats 1"),
     (["--draws", "1"], "--draws 1"),
     (["--windows", "1"], "--windows 1"),
