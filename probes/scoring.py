@@ -136,6 +136,13 @@ def prepare(
         encoded = encode_pairs(tokenizer, pairs, bos=bos)
         whole = [Tokens(head + tail, len(tail)) for head, tail in encoded]
         cut = [_cut(tokens, room) for tokens in whole]
+    rows = hf_model.get_input_embeddings().weight.shape[0]
+    largest = max(max((*tokens.ids, *tokens.source)) for tokens in cut)
+    if largest >= rows:
+        raise ValueError(
+            f"token {largest} of the tokenizer in a prompt: {model.name} has embeddings of {rows} "
+            "tokens; give the tokenizer it was trained with"
+        )
     owners = [i for i, count in enumerate(counts) for _ in range(count)]
     for owner, before, after in zip(owners, whole, cut, strict=True):
         _check_length(examples[owner], before, after, room, strict)

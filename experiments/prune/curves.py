@@ -15,8 +15,9 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
-from experiments.prune.cells import Average, Cells, Values, spread, tails
+from experiments.prune.cells import LEVEL, Average, Cells, Values, spread, tails
 from experiments.prune.measured import GRID, WHOLE
 from experiments.statistics import holm
 
@@ -92,6 +93,7 @@ class Curve:
         rows = [(n, n / self.total, value, *around) for n, value, around in steps]
         names = ["removed", "fraction", "value", "stderr", "low", "high"]
         frame = pd.DataFrame(rows, columns=pd.Index(names))
+        frame[["low", "high"]] = frame[["low", "high"]].clip(0.0, 1.0)  # shares of right answers
         frame.insert(0, "ranking", self.ranking)
         frame.insert(0, "unit", self.unit)
         return frame.assign(seeds=len(self.average.seeds))
@@ -149,8 +151,10 @@ def rankings_of(cells: Cells, unit: str) -> list[str]:
 def contrast(one: Curve, other: Curve, between: tuple[float, float] = (0.0, 1.0)) -> Contrast:
     """Mean of `one` − `other` over the common steps with a share above 0 and within `between`.
 
-    p is that of the replicates: twice the smaller share on either side of 0, at most 1. All nan
-    without a common step.
+    With S seeds the standard error is that of the replicates, and interval and p are Student's with
+    S − 1 degrees of freedom: orders differ between seeds, and with three of them quantiles of
+    replicates are too sure. With one seed both are those of the replicates (p: twice the smaller
+    share on either side of 0, at most 1), over texts alone. All nan without a common step.
     """
     shared = [
         step
@@ -168,7 +172,12 @@ def contrast(one: Curve, other: Curve, between: tuple[float, float] = (0.0, 1.0)
     draws = _over(one, shared, one.average.resampled) - _over(
         other, shared, other.average.resampled
     )
-    return Contrast(float(value), *spread(draws), p_of(draws))
+    around, freedom = spread(draws), len(one.average.seeds) - 1
+    if freedom < 1 or not around.stderr > 0:
+        return Contrast(float(value), *around, p_of(draws))
+    half = float(stats.t.ppf((1 + LEVEL) / 2, freedom)) * around.stderr
+    p = 2 * float(stats.t.sf(abs(value) / around.stderr, freedom))
+    return Contrast(float(value), around.stderr, float(value) - half, float(value) + half, p)
 
 
 def p_of(draws: Values) -> float:

@@ -100,7 +100,8 @@ def _accuracy(findings: Findings, unit: str) -> Figure:
     figure, axes = panels(
         -(-len(shots) // columns), columns, width=WIDTH / max(columns, 2), height=3.5, share_y=True
     )
-    names = [n for n in _rankings(findings, unit) if n not in TRANSFERRED]
+    every = _rankings(findings, unit)
+    names = [n for n in every if n not in TRANSFERRED] or every
     for number, ax in enumerate(axes.flat):
         if number >= len(shots):
             ax.set_visible(False)

@@ -21,6 +21,7 @@ from experiments.prune import places, scores, tables
 from experiments.prune.cells import cells_of
 from experiments.prune.curves import RANDOM
 from experiments.prune.measured import WHOLE, Measured
+from experiments.prune.orders import SHOWN
 from experiments.run_folder import Outcome
 
 if TYPE_CHECKING:
@@ -84,6 +85,29 @@ class Findings:
         return sum(known) / len(known) if known else math.nan
 
     @property
+    def at_chance(self) -> list[str]:
+        """Conditions in which the whole model is not told from blind guesses: nothing can fall."""
+        rows = self.baseline
+        if rows.empty:
+            return []
+        sure = rows["value"] - 1.96 * rows["stderr"].fillna(0) > rows["chance"]
+        return [
+            f"{row['task']} at {shots_of(row['shots'])}".replace("_", " ")
+            for row in rows.loc[~sure & rows["chance"].notna()].to_dict("records")
+        ]
+
+    @property
+    def not_ordered(self) -> list[str]:
+        """Rankings asked for that order no unit of this model by these tasks."""
+        made = set(self.removable["ranking"]) if len(self.removable) else set()
+        names = {"partners": ("highest partner", "lowest partner")}
+        return [
+            name
+            for name in self.study.rankings
+            if not made & {*names.get(name, (SHOWN.get(name, name),))}
+        ]
+
+    @property
     def units(self) -> list[str]:
         """Units that some ranking removed, in the order measured."""
         pruned = set(self.removable["unit"])
@@ -137,6 +161,10 @@ class Findings:
             parts.append(
                 melted.rename(columns={"score": "induction_score"}).assign(part="induction")
             )
+        if len(self.induction_scores):
+            names = [name for name in places.INDUCTION if name in self.induction_scores]
+            melted = self.induction_scores.melt("component", names, "metric", "value")
+            parts.append(melted.assign(part="induction score"))
         rows = pd.concat(parts, ignore_index=True)
         for name in ("stderr", "low", "high"):
             if name not in rows:
@@ -173,7 +201,8 @@ class Findings:
     def _headline(self) -> str:
         if not self.units:
             mean = self.baseline["value"].mean()
-            return f"the whole model is right in {100 * mean:.1f} % of cases; nothing was pruned"
+            said = f"the whole model is right in {100 * mean:.1f} % of cases; nothing was pruned"
+            return said + self._unexported()
         first, *rest = self.units
         ranking = self.ranking_of(first)
         said = (
@@ -184,10 +213,15 @@ class Findings:
         if rest:
             others = [f"{self._can_go(unit)} ({self._surely(unit)})" for unit in rest]
             said += f"; of the others {listed(others)}"
-        if len(self.alone):
-            costs = [costs_of(row) for row in self.alone.to_dict("records")]
+        costs = [costs_of(row) for row in self.alone.to_dict("records") if row["value"] < 0]
+        if costs:
             said += f"; removing one alone costs most for {', '.join(costs[:6])}"
-        return said
+        return said + self._unexported()
+
+    def _unexported(self) -> str:
+        if self.study.export is None or len(self.exported):
+            return ""
+        return f"; nothing can go for --export {self.study.export}: no checkpoint was written"
 
     def _can_go(self, unit: str) -> str:
         row = self.removed(unit, self.ranking_of(unit))

@@ -114,6 +114,22 @@ def file_scores(study: Pruning, model: HookedModel, units: Units) -> dict[str, S
     return found
 
 
+def require_orders(
+    study: Pruning, model: HookedModel, units: Units, conditions: Sequence[Condition]
+) -> None:
+    """Refuse rankings of which none can order anything here."""
+    names = set(study.rankings)
+    if len({c.key.task for c in conditions if not c.unseen}) < 2:
+        names -= {*AGGREGATES, "others", "partners"}
+    if not {"heads", "groups"} & units.keys():
+        names -= {"prefix-matching", "copying"}
+    if not names and not study.ranking_files:
+        raise ValueError(
+            f"--rankings {' '.join(study.rankings)}: none of them orders the "
+            f"{' or '.join(units)} of {model.name} by these tasks; give others, or more --tasks"
+        )
+
+
 def orders_of(
     study: Pruning,
     folder: RunFolder,

@@ -204,6 +204,10 @@ def _caveats(findings: Findings) -> Sequence[str]:
         if seeds > 1
         else "There is one seed: intervals are over texts only, and say nothing of other "
         "demonstrations or other selection examples.",
+        f"Differences of two orders: Student's intervals and p with {max(seeds - 1, 1)} degrees of "
+        "freedom, one less than seeds; more `--seeds` tell more."
+        if seeds > 1
+        else "Differences of two orders are over texts alone.",
         "Tasks and shot counts are those given, not drawn: no interval speaks of other tasks.",
         "Importance is first order: what is saturated scores 0 and may matter. Exact removal is "
         "the check, and takes one component at a time.",
@@ -219,6 +223,24 @@ def _caveats(findings: Findings) -> Sequence[str]:
             "resample": "What stands in was drawn from other selection examples.",
         }.get(findings.study.fill, f"What stands in: {findings.study.fill}."),
     ]
+    if findings.at_chance:
+        said.append(
+            "The whole model is not told from blind guesses in "
+            f"{listed(findings.at_chance)}: what is at chance cannot fall, and makes averages "
+            "look as if more could go. The curves of each task show which."
+        )
+    if findings.not_ordered:
+        said.append(
+            "Asked for, but they order nothing here (no heads, one task, or no exact effects): "
+            f"{listed(findings.not_ordered)}."
+        )
+    if findings.study.grid and findings.grid.empty:
+        said.append("No grid: it takes heads and FFNs, with an order for both.")
+    if findings.study.export is not None and findings.exported.empty:
+        said.append(
+            f"No checkpoint was written to {findings.study.export}: nothing can go within the "
+            "tolerance on the selection examples; `--export-mask` names components."
+        )
     if texts < FEWEST:
         said.append(
             f"Some task has fewer than {FEWEST} texts: averages that it is part of have no "

@@ -124,7 +124,7 @@ def _exact(findings: Findings) -> Figure:
             y="value",
             title=f"{NAMES.get(unit, unit)}{_rho(findings, unit)}",
             xlabel="importance (gradient), nats",
-            ylabel="rise of the loss without it, nats" if number % columns == 0 else "",
+            ylabel="rise of the loss without it, nats",
             ax=ax,
         )
     return figure
@@ -143,7 +143,7 @@ def _agreement(findings: Findings) -> Figure:
     figure, axes = panels(
         lines,
         columns,
-        width=WIDTH / max(columns, 2) if size < 10 else WIDTH / columns,
+        width=max(WIDTH / columns, 0.42 * size + 2.2),
         height=0.4 * size + 1.9,
     )
     for number, ax in enumerate(axes.flat):

@@ -122,8 +122,8 @@ def _exported_sentences(findings: Findings) -> list[str]:
 
 def _alone_sentences(findings: Findings) -> list[str]:
     said = [
-        f"{costs_of(row)} alone, on reporting examples; the loss changes by "
-        f"{signed(row['loss_rise'], 3)} nats (p = {row['p_holm']:.2g} after Holm's correction)."
+        f"{costs_of(row)} alone, on reporting examples (p = {row['p_holm']:.2g} after Holm's "
+        f"correction); the loss changes by {signed(row['loss_rise'], 3)} nats."
         for row in findings.alone.to_dict("records")
     ]
     for unit in dict.fromkeys(findings.exact["unit"]) if len(findings.exact) else []:

@@ -8,6 +8,7 @@ examples then say what that mask costs.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -33,8 +34,8 @@ if TYPE_CHECKING:
     from experiments.run_folder import RunFolder
 
 EXPORTABLE: tuple[str, ...] = ("heads", "groups", "ffns")
-SIZES = "export-sizes"
-"""Shard of a checkpoint that is written and measured."""
+SIZES, BEGUN = "export-sizes", "export-begun"
+"""Shards of a checkpoint that is written and measured, and of one that is about to be."""
 
 
 def require_exportable(
@@ -46,7 +47,7 @@ def require_exportable(
     """Refuse, before any work, an export that would fail after it."""
     if study.export is None:
         return
-    if study.export.exists() and folder.partial(SIZES) is None:
+    if study.export.exists() and folder.partial(BEGUN) is None:
         raise ValueError(f"--export {study.export}: it exists; name a new folder")
     if study.export_mask:
         mask = Mask.parse(study.export_mask)
@@ -114,16 +115,15 @@ def written(
     mask: Mask,
     conditions: Sequence[Condition],
 ) -> pd.DataFrame | None:
-    """Write the checkpoint and measure it, once; rows (model, metric, value)."""
-    if study.export is None:
+    """Write the checkpoint and measure it, once; rows (model, metric, value), or None where there
+    is nothing to write."""
+    if study.export is None or not mask:
         return None
     sizes = folder.partial(SIZES)
     if sizes is None:
-        if not mask:
-            raise ValueError(
-                f"--export {study.export}: nothing can go within --tolerance {study.tolerance:g}; "
-                "allow more, or name components with --export-mask"
-            )
+        if study.export.exists():  # this run's own, before it was stopped: nothing was there
+            shutil.rmtree(study.export)
+        folder.keep(BEGUN, pd.DataFrame({"folder": [str(study.export)]}))
         export(model, mask, study.export)
         answers = conditions[-1].answers
         inputs = inputs_of(model, answers.batches[0], answers.layout)

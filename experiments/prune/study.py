@@ -155,6 +155,11 @@ class Pruning(ModelOptions):
                 "--integrated with --convention reference: the paper's code takes the gradient at "
                 "the whole model; leave one of them out"
             )
+        if self.exact == "no" and "exact" in self.rankings:
+            raise ValueError(
+                "--exact no with the ranking exact: it orders by removing every component alone; "
+                "leave one of them out"
+            )
         if self.fill == "resample" and {"re-scored", "greedy"} & set(self.rankings):
             raise ValueError(
                 "--fill resample with the rankings re-scored or greedy: they look again at every "
@@ -186,7 +191,7 @@ class Pruning(ModelOptions):
         from experiments.prune.findings import findings_of
         from experiments.prune.grading import fills_of
         from experiments.prune.measured import Measured
-        from experiments.prune.orders import file_scores, orders_of
+        from experiments.prune.orders import file_scores, orders_of, require_orders
         from experiments.prune.page import report
         from experiments.prune.reporting import reported, steps
         from experiments.prune.selection import selected
@@ -198,6 +203,7 @@ class Pruning(ModelOptions):
         files = file_scores(self, model, units)
         require_exportable(self, folder, model, units)
         conditions = conditions_of(self, model)
+        require_orders(self, model, units, conditions)
         folder.create()
         fills = fills_of(self, model, conditions)
         with tqdm(total=steps(self, units, conditions), unit="batch", desc="prune") as bar:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -35,6 +36,8 @@ class Settings:
     limit: int | None = 40
     rankings: tuple[str, ...] = ("importance", "random")
     quota: str = "global"
+    grid: bool = False
+    export: Path | None = None
 
 
 def heads(layers: int = 4, of_layer: int = 4, stack: str = "") -> tuple[Component, ...]:

@@ -82,7 +82,7 @@ def test_metrics_are_tidy_and_can_be_kept(findings: Findings, tmp_path: Path):
     assert set(rows.part) == {
         *("importance", "curve", "removable", "contrast", "transfer", "baseline", "alone"),
         *("grid", "exact", "fidelity", "agreement", "across shots", "layer", "third"),
-        *("capacity", "induction"),
+        *("capacity", "induction", "induction score"),
     }
     rows.to_parquet(tmp_path / "metrics.parquet", index=False)
     again = pd.read_parquet(tmp_path / "metrics.parquet")

@@ -61,7 +61,10 @@ def test_the_last_line_says_what_the_metrics_say(run: tuple[Path, dict]):
     assert line["heads"] == 4
     assert line["units"]["ffns"]["components"] == 2
     assert str(line["removable"]) in line["headline"]
-    assert all(name in line["headline"] for name in line["critical"])
+    alone = metrics[(metrics.part == "alone") & metrics.component.isin(line["critical"])]
+    assert len(alone) == len(line["critical"])
+    for row in alone.to_dict("records"):  # what costs nothing is not said to cost most
+        assert (str(row["component"]) in line["headline"]) == (row["value"] < 0)
     assert (path / "report.html").stat().st_size > 10_000
     assert (path / "figures" / "summary.png").exists()
 
@@ -254,6 +257,8 @@ def test_a_ranking_from_a_file_is_followed(run, model_folder: Path, tmp_path: Pa
         (["--export", "x", "--export-mask", "L9H0"], "L9H0"),
         (["--preset", "full", "--fill", "resample"], "greedy"),
         (["--integrated", "4", "--convention", "reference"], "--integrated"),
+        (["--exact", "no", "--rankings", "exact"], "--exact no"),
+        (["--tasks", "pair_mapping", "--rankings", "others", "partners"], "none of them orders"),
         (["--data", "nowhere"], "nowhere"),
     ],
 )
@@ -282,3 +287,36 @@ def test_a_model_with_nan_weights_is_named(model_folder: Path, tmp_path: Path, c
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert "nan" in error
     assert "pair_mapping document" in error
+
+
+def test_rankings_of_other_tasks_alone_have_their_figures(model_folder: Path, tmp_path: Path):
+    words = ["prune", "--model", str(model_folder), "--tasks", "pair_mapping", "minimal_pairs"]
+    words += ["--shots", "0", "--seeds", "1", "--limit", "4", "--report-limit", "4"]
+    words += ["--fractions", "0", "0.5", "--rankings", "aggregate", "others", "--runs"]
+    assert main([*words, str(tmp_path)]) == 0
+    (figures,) = tmp_path.glob("prune/*/figures")
+    assert (figures / "accuracy_heads.png").exists()
+
+
+def test_an_export_of_nothing_keeps_the_study(model_folder: Path, tmp_path: Path, capsys):
+    words = ["prune", "--model", str(model_folder), "--tasks", "pair_mapping", "--shots", "0"]
+    words += ["--seeds", "1", "--limit", "8", "--report-limit", "8", "--units", "heads"]
+    words += ["--fractions", "0", "0.1", "--rankings", "importance"]
+    words += ["--export", str(tmp_path / "smaller"), "--runs", str(tmp_path / "runs")]
+    assert main(words) == 0
+    line = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert "no checkpoint was written" in line["headline"]
+    assert not (tmp_path / "smaller").exists()
+    assert "No checkpoint was written" in (Path(line["run"]) / "report.html").read_text()
+
+
+def test_a_tokenizer_of_more_tokens_than_the_model_has(model_folder: Path, tmp_path: Path, capsys):
+    model = HookedModel.from_pretrained(str(model_folder))
+    model.model.resize_token_embeddings(50)
+    model.model.save_pretrained(tmp_path / "small")
+    assert model.tokenizer is not None
+    model.tokenizer.save_pretrained(tmp_path / "small")
+    words = ["prune", "--model", str(tmp_path / "small"), "--tasks", "pair_mapping"]
+    assert main([*words, "--runs", str(tmp_path / "runs")]) == 2
+    assert "has embeddings of 50 tokens" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
