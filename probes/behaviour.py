@@ -191,9 +191,8 @@ def spans(context: int) -> tuple[tuple[int, int], tuple[int, int]]:
         raise ValueError(
             f"an in-context score over {context} tokens asked for: give {SHORTEST} or more"
         )
-    ends = [at * context // CONTEXT for at in (*EARLY, *LATE)]
-    ends[1] = max(ends[1], ends[0] + 1)
-    return (ends[0], ends[1]), (ends[2], ends[3])
+    a, b, c, d = (at * context // CONTEXT for at in (*EARLY, *LATE))
+    return (a, b), (c, d)
 
 
 def text_rows(

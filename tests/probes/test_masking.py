@@ -210,6 +210,8 @@ def test_no_share_is_left_of_no_skill():
     table = effects(made({name: values - 9 for name, values in x.items()}, measure="icl_score"))
     assert table.loc[table["against"] == "whole", "left"].notna().all()
     assert table.loc[table["against"] != "whole", "left"].isna().all()
+    loss = effects(made({name: values + 9 for name, values in x.items()}, measure="loss"))
+    assert np.isnan(loss["left"].to_numpy()).all()  # a loss is no skill
 
 
 def test_the_interval_covers_rows_and_draws():
