@@ -258,7 +258,7 @@ def tiny_opt(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_papers_rows(tiny_opt: Path, tmp_path: Path):
-    options = ("--preset", "paper", "--lengths", "3", "5", "4", "--seeds", "8", "--batch", "3")
+    options = ("--preset", "paper", "--lengths", "3", "5", "4", "--seeds", "8", "--batch", "4")
     run, line = study(tiny_opt, tmp_path, *options)
     scan = pd.read_parquet(run / "scan.parquet")
     dealt = scan.dropna(subset=["seed"]).groupby("seed")["length"].unique().map(list).to_dict()
