@@ -17,6 +17,7 @@ tokens/s are those of one forward over the given inputs on this machine, not of 
 from __future__ import annotations
 
 import copy
+import math
 import os
 import shutil
 import statistics
@@ -114,11 +115,12 @@ def sizes_and_speed(
     *,
     rounds: int = 5,
 ) -> pd.DataFrame:
-    """Rows (model, metric, value) of the whole model and of the one exported to `folder`.
+    """Rows (model, metric, value, low, high) of the whole model and of the one in `folder`.
 
     Metrics: parameters; bytes (of the weight files as they are on disk; of the whole model what
     its tensors would take in one, in the dtype it has now); tokens_per_second (median of `rounds`
-    forwards over `inputs`, the two models in turn, after one forward each to warm up). Of the
+    forwards over `inputs`, the two models in turn, after one forward each to warm up; low and high
+    are the slowest and the fastest, nan elsewhere). Of the
     exported also largest_difference: max |logits − logits of the masked model| on `inputs`.
 
     Raises ValueError where `rounds` is no positive number or `folder` no checkpoint.
@@ -145,15 +147,17 @@ def sizes_and_speed(
             seconds[name].append(_seconds(which.model, batch))
     written = sum(path.stat().st_size for path in Path(folder).expanduser().glob("*.safetensors"))
     size = {"whole": _tensor_bytes(model.model), "exported": written}
-    rows: list[tuple[str, str, float]] = []
+    rows: list[tuple[str, str, float, float, float]] = []
     for name, which in (("whole", model), ("exported", exported)):
+        taken = seconds[name][1:]
+        speed = [tokens / some for some in (statistics.median(taken), max(taken), min(taken))]
         rows += [
-            (name, "parameters", parameters(which.model)),
-            (name, "bytes", size[name]),
-            (name, "tokens_per_second", tokens / statistics.median(seconds[name][1:])),
+            (name, "parameters", parameters(which.model), math.nan, math.nan),
+            (name, "bytes", size[name], math.nan, math.nan),
+            (name, "tokens_per_second", speed[0], speed[1], speed[2]),
         ]
-    rows.append(("exported", "largest_difference", difference))
-    return pd.DataFrame(rows, columns=pd.Index(["model", "metric", "value"]))
+    rows.append(("exported", "largest_difference", difference, math.nan, math.nan))
+    return pd.DataFrame(rows, columns=pd.Index(["model", "metric", "value", "low", "high"]))
 
 
 def parameters(hf_model: nn.Module) -> int:

@@ -107,13 +107,16 @@ def _exported_sentences(findings: Findings) -> list[str]:
     table = findings.exported.set_index(["model", "metric"])
     parts = []
     for metric, own in findings.exported.groupby("metric", sort=False):
-        both = own.set_index("model")["value"].to_dict()
+        rows = own.set_index("model")
+        both = rows["value"].to_dict()
         if {"whole", "exported"} <= both.keys() and metric != "accuracy":
             whole, left = both["whole"], both["exported"]
-            parts.append(
-                f"{str(metric).replace('_', ' ')} {whole:,.0f} → {left:,.0f} "
-                f"({signed(100 * (left / whole - 1), 0)} %)"
-            )
+            change = f"{signed(100 * (left / whole - 1), 0)} %"
+            apart = rows["low"].max() > rows["high"].min()
+            if metric == "tokens_per_second" and not apart:
+                change = "single forwards overlap: no difference to speak of"
+            said = f"{str(metric).replace('_', ' ')} {whole:,.0f} → {left:,.0f} ({change})"
+            parts.append(said + (", in the same dtype" if metric == "bytes" else ""))
     changed = ("exported", "accuracy_change")
     if changed in table.index:
         parts.append(f"accuracy {_points(table.loc[changed].to_dict())}")

@@ -189,12 +189,14 @@ def grid_table(cells: Cells, totals: Mapping[str, int]) -> pd.DataFrame:
 def exported_table(cells: Cells, measured: Measured) -> pd.DataFrame:
     """The exported checkpoint beside the whole model: size, speed, and score on the same examples.
 
+    low and high of a speed are those of single forwards, not an interval of a mean.
+
     Columns: model, metric, value, stderr, low, high. Empty where nothing was exported.
     """
     if measured.exported is None:
         return pd.DataFrame()
     rows = [
-        (row["model"], row["metric"], float(row["value"]), *[np.nan] * 3)
+        (row["model"], row["metric"], float(row["value"]), np.nan, row["low"], row["high"])
         for row in measured.exported.to_dict("records")
     ]
     curve = curve_of(cells, EXPORTED, EXPORTED, 1)

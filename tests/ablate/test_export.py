@@ -235,6 +235,9 @@ def test_sizes_and_speed(tmp_path):
     assert 4 * written.parameters <= value["bytes", "exported"] < value["bytes", "whole"]
     assert value["largest_difference", "exported"] < 1e-5
     assert (value["tokens_per_second"] > 0).all()
+    speeds = frame[frame.metric == "tokens_per_second"]
+    assert (speeds.low <= speeds.value).all()
+    assert (speeds.value <= speeds.high).all()
     with pytest.raises(ValueError, match="at least one"):
         sizes_and_speed(model, mask, tmp_path / "small", inputs, rounds=0)
     assert Mask.from_json((tmp_path / "small" / "removed.json").read_text()) == mask

@@ -351,8 +351,13 @@ def test_an_exported_checkpoint_is_compared_with_the_whole_model(run: Measured):
     one = answers.loc[(answers.unit == ALONE) & (answers.component == "L0H0")]
     gone = one.assign(unit=EXPORTED, ranking=EXPORTED, component="")
     sizes = pd.DataFrame(
-        [("whole", "parameters", 200.0), ("exported", "parameters", 150.0)],
-        columns=pd.Index(["model", "metric", "value"]),
+        [
+            ("whole", "parameters", 200.0, np.nan, np.nan),
+            ("exported", "parameters", 150.0, np.nan, np.nan),
+            ("whole", "tokens_per_second", 100.0, 80.0, 120.0),
+            ("exported", "tokens_per_second", 130.0, 115.0, 140.0),
+        ],
+        columns=pd.Index(["model", "metric", "value", "low", "high"]),
     )
     got = found(replace(run, answers=pd.concat([answers, gone]), exported=sizes))
     table = got.exported.set_index(["model", "metric"])
@@ -363,6 +368,10 @@ def test_an_exported_checkpoint_is_compared_with_the_whole_model(run: Measured):
     assert table.loc[("whole", "accuracy"), "value"] == pytest.approx(got.baseline["value"].mean())
     said = " ".join(report(got).findings)
     assert "parameters 200 → 150 (−25 %)" in said
+    assert "tokens per second 100 → 130 (single forwards overlap" in said
+    faster = sizes.assign(low=sizes["low"] + 10 * (sizes["model"] == "exported"))
+    got = found(replace(run, answers=pd.concat([answers, gone]), exported=faster))
+    assert "tokens per second 100 → 130 (+30 %)" in " ".join(report(got).findings)
     assert "exported" in set(got.metrics.part)
     drawn(got)
 
