@@ -52,8 +52,8 @@ class Measured:
         induction: component, prefix_matching, copying; one row a head. None where not scanned.
         chances: expected score of a blind guess, by task.
         truncated: prompts that lost their beginning.
-        exported: model (whole, exported), metric, value, low, high, as `ablate.export.sizes_and_speed` has
-            them; None where nothing was exported.
+        exported: model (whole, exported), metric, value, low, high, as
+            `ablate.export.sizes_and_speed` has them; None where nothing was exported.
     """
 
     units: Units

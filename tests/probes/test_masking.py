@@ -65,6 +65,10 @@ def test_what_a_layer_lacks_comes_from_the_nearest():
     for one in removed_sets(model, [Head(2, h) for h in range(3)], ks=(3,), draws=20):
         if one.set == "layer_matched":
             assert [h.layer for h in one.heads] == [2, 1, 1]
+    # A layer that is nearest to others still serves its own head first.
+    for one in removed_sets(model, [*(Head(2, h) for h in range(4)), Head(1, 0)], ks=(5,)):
+        if one.set == "layer_matched":
+            assert [h.layer for h in one.heads] == [1, 1, 0, 0, 1]
 
 
 def test_mixers_are_masked_against_mixers():
