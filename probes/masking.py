@@ -226,7 +226,8 @@ def over_rows_and_draws(x: Float[np.ndarray, "row draw"], level: float = 0.95) -
     variance = sum(part for part, _ in parts)
     if variance == 0:
         return Spread(mean, 0.0, mean, mean)
-    freedom = variance**2 / sum(part**2 / n for part, n in parts)
+    # In shares of the variance, whose square may be too small for a float.
+    freedom = 1 / sum((part / variance) ** 2 / n for part, n in parts)
     stderr = float(np.sqrt(variance))
     half = stderr * float(stats.t.ppf(0.5 + level / 2, freedom))
     return Spread(mean, stderr, mean - half, mean + half)

@@ -255,3 +255,8 @@ def test_bad_input_is_one_clear_line():
     sets = removed_sets(model, model.heads[:7], ks=(1, 5))
     assert max(one.k for one in sets) == 5
     assert torch.is_grad_enabled()
+
+
+def test_a_spread_of_next_to_nothing_has_its_interval():
+    spread = over_rows_and_draws(np.array([[0.0, 1e-90], [1e-90, 3e-90]]))
+    assert np.isfinite(spread).all()
