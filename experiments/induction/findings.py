@@ -23,7 +23,8 @@ from probes.criterion import passing
 from probes.masking import effects
 
 if TYPE_CHECKING:
-    from experiments.induction.measured import Example, Measured
+    from experiments.induction.examples import Example
+    from experiments.induction.measured import Measured
     from experiments.induction.study import Induction
 
 TOP = 0.3

@@ -6,31 +6,26 @@ Heads are masked on rows whose seeds the scan did not use, and on text.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
-import torch
-from jaxtyping import Float, Int
-from safetensors.torch import load_file
+from jaxtyping import Int
 from scipy import stats
 from torch import Tensor
 from tqdm import tqdm
 
-from ablate.components import Component, Head, Stack, parse_component
+from ablate.components import Component, Head
 from ablate.masks import Mask
-from ablate.placement import ZOO
-from probes.attention import induction_keys
+from experiments.induction.examples import Example, examples_of
+from experiments.induction.inputs import Rows, importance_of, text_of
 from probes.behaviour import copy_losses, text_rows
 from probes.circuits import has_direct_path, ov_eigenvalue_scores
 from probes.composition import composition_scores
-from probes.criterion import Criterion, judged, passing, rows_needed
+from probes.criterion import Criterion, judged, passing
 from probes.induction import EVERY, Score, head_scores, induction_scan, summary
 from probes.masking import masking_effects, removed_sets
-from probes.patterns import patterns_of
-from probes.repeats import drawn
 from probes.vocabulary import vocabulary
 
 if TYPE_CHECKING:
@@ -39,21 +34,6 @@ if TYPE_CHECKING:
     from experiments.run_folder import RunFolder
 
 REFERENCE: tuple[Score, ...] = ("prefix_matching_reference", "copying_reference")
-SHOWN = 8
-"""Heads whose attention the page shows, at most: those that pass, then by prefix matching."""
-SHOWN_LENGTH, SHOWN_COPIES, SHOWN_TEXT = 12, 3, 96
-"""Block and copies of the row they are shown on; tokens of text."""
-
-
-@dataclass(frozen=True, eq=False)
-class Example:
-    """One row of tokens, and what some heads attend to on it."""
-
-    of: str
-    tokens: Sequence[str]
-    patterns: Mapping[Component, Float[Tensor, "query key"]]
-    targets: Sequence[Sequence[int]]
-    """The keys of every query that prefix matching counts."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +68,7 @@ def measured(study: Induction, folder: RunFolder, model: HookedModel) -> Measure
     if not model.heads and not any(site.kind == "mixer" for site in model.sites):
         raise ValueError(f"{model.name} has neither attention heads nor mixers to scan")
     left_out: list[str] = []
-    text = _text(study, model, left_out)
+    text = text_of(study, model, left_out)
     if text is None and study.vocabulary == "corpus-frequency":
         raise ValueError(
             "--vocabulary corpus-frequency: there is no text to count tokens in; give --text"
@@ -99,9 +79,9 @@ def measured(study: Induction, folder: RunFolder, model: HookedModel) -> Measure
         drop=study.drop,
         corpus=text if study.vocabulary == "corpus-frequency" else None,
     )
-    rows = _Rows(study, model, ids)
+    rows = Rows(study, model, ids)
     rows.check()
-    importance = _importance(study, model)
+    importance = importance_of(study, model)
     windows = None if text is None else text_rows(model, text, limit=study.windows)
     folder.create()
     scan = _scan(study, folder, rows)
@@ -117,65 +97,12 @@ def measured(study: Induction, folder: RunFolder, model: HookedModel) -> Measure
         masked=masked,
         positions=positions,
         importance=importance,
-        examples=_examples(study, model, ids, text, windows, judgement, heads),
+        examples=examples_of(study, model, ids, text, windows, judgement, heads),
         left_out=left_out,
     )
 
 
-@dataclass(frozen=True, eq=False)
-class _Rows:
-    """The random tokens of a study."""
-
-    study: Induction
-    model: HookedModel
-    ids: Int[Tensor, "vocab"]
-
-    @property
-    def options(self) -> dict[str, Any]:
-        study = self.study
-        return {
-            "lengths": study.lengths or None,
-            "repeats": study.repeats,
-            "batch": study.batch,
-            "vocabulary": self.ids,
-            "bos": "model" if study.bos == "model" else None,
-            "spacing": study.spacing,
-            "dealt": study.dealt,
-        }
-
-    def check(self) -> None:
-        """Raise ValueError for rows that do not fit the model, or are too few to judge it by."""
-        study, model = self.study, self.model
-        batches = drawn(model, self.options["lengths"], **self._drawn(), seeds=study.scan_seeds)
-        reading = [site for site in model.sites if has_direct_path(model, site)]
-        if study.convention == "reference" and not any(site.stack == "" for site in reading):
-            raise ValueError(
-                f"--convention reference: the paper's scores are of heads of decoders, and "
-                f"{model.name} has none; leave --convention"
-            )
-        judging = sum(head.stack != "cross" for head in model.heads) if reading else 0
-        rows = sum(len(batch.seeds) for batch in batches)
-        if judging and rows < (needed := rows_needed(judging, study.level)):
-            raise ValueError(
-                f"--seeds {study.seeds}: {rows} rows (seeds × lengths) cannot single out one of "
-                f"{judging} heads at level {study.level:g}; give --seeds or --lengths for {needed} "
-                "rows or more"
-            )
-
-    def others(self) -> Any:
-        """Batches of rows that the scan did not see."""
-        return drawn(
-            self.model,
-            self.options["lengths"],
-            **self._drawn(),
-            seeds=self.study.masking_seeds,
-        )
-
-    def _drawn(self) -> dict[str, Any]:
-        return {name: value for name, value in self.options.items() if name != "lengths"}
-
-
-def _scan(study: Induction, folder: RunFolder, rows: _Rows) -> pd.DataFrame:
+def _scan(study: Induction, folder: RunFolder, rows: Rows) -> pd.DataFrame:
     """Every score of every head, kept a batch of seeds at a time; then those of the weights."""
     model = rows.model
     scores = (*EVERY, *(REFERENCE if study.convention == "reference" else ()))
@@ -250,7 +177,7 @@ def _masked(
     study: Induction,
     folder: RunFolder,
     model: HookedModel,
-    rows: _Rows,
+    rows: Rows,
     heads: Sequence[Head],
     windows: Int[Tensor, "example pos"] | None,
     left_out: list[str],
@@ -275,7 +202,7 @@ def _masked(
 
 
 def _positions(
-    study: Induction, model: HookedModel, rows: _Rows, heads: Sequence[Head]
+    study: Induction, model: HookedModel, rows: Rows, heads: Sequence[Head]
 ) -> pd.DataFrame:
     """Loss of every place of every copy, with the interval over rows: set, copy, place, value."""
     sets = removed_sets(model, heads, ks=[len(heads)], draws=study.draws, seed=study.seed)
@@ -291,102 +218,3 @@ def _positions(
         {"value": found["mean"], "low": found["mean"] - half, "high": found["mean"] + half}
     )
     return table.reset_index()
-
-
-def _text(study: Induction, model: HookedModel, left_out: list[str]) -> Int[Tensor, "token"] | None:
-    """Token ids of the text given, or of the bundled model's held-out text."""
-    if study.text is not None:
-        if model.tokenizer is None:
-            raise ValueError(f"--text {study.text}: {model.name} has no tokenizer to read it with")
-        try:
-            words = study.text.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"--text {study.text}: not UTF-8 at byte {error.start}") from None
-        ids = model.tokenizer(words, add_special_tokens=False, verbose=False)["input_ids"]
-        return torch.tensor(ids, dtype=torch.long)
-    bundled = ZOO / study.model / "validation.safetensors"
-    if bundled.is_file():
-        return load_file(bundled)["tokens"].long()
-    left_out.append("No `--text` was given: the in-context-learning score on text is not measured.")
-    return None
-
-
-def _importance(study: Induction, model: HookedModel) -> pd.DataFrame:
-    """Mean importance over tasks of every head at each shot count: component, shots, value."""
-    if study.prune_run is None:
-        return pd.DataFrame()
-    try:
-        options = json.loads((study.prune_run / "config.json").read_text())
-        metrics = pd.read_parquet(study.prune_run / "metrics.parquet")
-    except FileNotFoundError:
-        raise ValueError(
-            f"--prune-run {study.prune_run}: no finished run of `ablate prune` there; give the "
-            "folder with its metrics.parquet"
-        ) from None
-    if options["study"] != "prune":
-        raise ValueError(f"--prune-run {study.prune_run}: that is a run of {options['study']}")
-    pruned = options["options"]["model"]
-    if pruned != study.model:
-        raise ValueError(
-            f"--prune-run {study.prune_run}: that run pruned {pruned}, this one scans {study.model}"
-        )
-    rows = metrics.loc[(metrics["part"] == "importance") & (metrics["unit"] == "heads")]
-    heads = {str(head) for head in model.heads}
-    if set(rows["component"]) != heads:
-        raise ValueError(
-            f"--prune-run {study.prune_run}: it has the importance of "
-            f"{rows['component'].nunique()} heads, {model.name} has {len(heads)} of other names"
-        )
-    return rows[["component", "shots", "value"]].reset_index(drop=True)
-
-
-def _examples(
-    study: Induction,
-    model: HookedModel,
-    ids: Int[Tensor, "vocab"],
-    text: Int[Tensor, "token"] | None,
-    windows: Int[Tensor, "example pos"] | None,
-    judgement: pd.DataFrame,
-    heads: Sequence[Head],
-) -> list[Example]:
-    """How the heads that pass, or those nearest to it, attend on a short row, and on text."""
-    if judgement.empty:
-        return []
-    nearest = judgement.sort_values("prefix_matching", ascending=False)["component"].tolist()
-    chosen = list(dict.fromkeys([*heads, *map(parse_component, nearest)]))
-    chosen = [component for component in chosen if component.stack == chosen[0].stack][:SHOWN]
-    length = min(SHOWN_LENGTH, len(ids) // SHOWN_COPIES)
-    (row,) = drawn(
-        model,
-        (length,),
-        repeats=SHOWN_COPIES,
-        seeds=[study.masking_seeds.stop],
-        batch=1,
-        vocabulary=ids,
-        bos="model" if study.bos == "model" else None,
-    )
-    found = [_example("random tokens that repeat", model, row.repeated, chosen)]
-    hf: Any = model.model
-    if text is not None and windows is not None and not hf.config.is_encoder_decoder:
-        shown = min(SHOWN_TEXT, windows.shape[1])
-        tokens = text_rows(model, text, context=shown, limit=2)[-1:]
-        found.append(_example("text", model, {"": tokens}, chosen))
-    return found
-
-
-def _example(
-    of: str,
-    model: HookedModel,
-    rows: Mapping[Stack, Int[Tensor, "1 pos"]],
-    chosen: Sequence[Component],
-) -> Example:
-    tokens = rows[chosen[0].stack]
-    ids = tokens[0].tolist()
-    names = (
-        [str(token) for token in ids]
-        if model.tokenizer is None
-        else [model.tokenizer.decode([token]) for token in ids]
-    )
-    keys = induction_keys(tokens)[0].tolist()
-    targets = [[key for key in own if key >= 0] for own in keys]
-    return Example(of, names, patterns_of(model, rows, chosen), targets)
