@@ -2,7 +2,8 @@
 
 Between `<!-- name -->` and `<!-- /name -->` stands what a command made: the demo's last line and
 figure (`ablate prune` with no option), what was measured of the bundled model (its training
-record, and the demo's accuracies of the whole model), and the newest finished `ablate bench`.
+record, and the demo's accuracies of the whole model), and the newest finished `ablate bench` that
+measured sweeps, and the newest that measured induction scans.
 """
 
 from __future__ import annotations
@@ -71,10 +72,12 @@ def bench_block(folder: RunFolder) -> str:
     )
 
 
-def newest(study: str, runs: Path) -> RunFolder | None:
-    """The run of `study` under `runs` that was finished last."""
-    finished = sorted(runs.glob(f"{study}/*/metrics.parquet"), key=lambda m: m.stat().st_mtime)
-    return RunFolder(finished[-1].parent, {}) if finished else None
+def newest(runs: Path, work: str) -> RunFolder | None:
+    """The benchmark under `runs` that was finished last and measured `work`."""
+    finished = sorted(runs.glob("bench/*/metrics.parquet"), key=lambda m: m.stat().st_mtime)
+    folders = [RunFolder(metrics.parent, {}) for metrics in finished]
+    having = [f for f in folders if f.load()["work"].str.startswith(work).any()]
+    return having[-1] if having else None
 
 
 def replaced(text: str, name: str, block: str) -> str:
@@ -115,8 +118,9 @@ def main() -> None:
     readme = ROOT / "README.md"
     text = replaced(readme.read_text(), "demo", demo_block(json.loads(outcome.line(folder.path))))
     text = replaced(text, "zoo", zoo_block(record, zoo_accuracies()))
-    if (bench := newest("bench", Pruning().runs)) is not None:
-        text = replaced(text, "bench", bench_block(bench))
+    for name, work in (("bench", "sweep"), ("bench-induction", "induction")):
+        if (bench := newest(Pruning().runs, work)) is not None:
+            text = replaced(text, name, bench_block(bench))
     readme.write_text(text)
 
 

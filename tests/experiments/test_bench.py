@@ -107,12 +107,13 @@ def test_every_work_and_peer_makes_a_row(folder: Path, tmp_path: Path, in_proces
     assert all(0 < row["bound"] < 100 for row in rows)
     report = next(tmp_path.glob("bench/*/report.html")).read_text()
     assert "arithmetic bound" in report
-    folder_of_run = newest("bench", tmp_path)
+    folder_of_run = newest(tmp_path, "sweep")
     assert folder_of_run is not None
     block = bench_block(folder_of_run)
     assert "by `ablate bench --models" in block
     assert block.count("\n|") == 9  # head, rule, five works and two lengths of the sixth
-    assert newest("bench", tmp_path / "nowhere") is None
+    assert newest(tmp_path / "nowhere", "sweep") is None
+    assert newest(tmp_path, "no such work") is None
 
 
 def test_a_model_measured_alone_has_no_peer(folder: Path, tmp_path: Path, in_process, capsys):
