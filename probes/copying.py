@@ -10,9 +10,9 @@ to most, scaled to [−1, 1]; the score of the head is the mean over positions (
 1 raises that token alone; −1 never raises it, or writes nothing. Logits are raw, not a softmax.
 
 Where it misleads: small raisings of many tokens add up, so the score falls with the length; compare
-heads on equal lengths. On tokens that do not repeat an induction head finds no match and mostly
-attends to the first position: what it copies then is not what it copies when it matches. Only the
-direct path counts, so a head that copies through later layers scores low; norms between the head
+heads on equal lengths. On tokens that do not repeat an induction head finds no match: what
+it copies then is not what it copies when it matches. Only the direct
+path counts, so a head that copies through later layers scores low; norms between the head
 and the logits are left out (Gemma-2 has one behind each attention, post-norm models have one behind
 each branch). `final_norm` brings back what of the last norm does not depend on the rest of the
 stream, its gains and its centring; its bias is nobody's. `bias` adds W_O's bias to every head,

@@ -130,7 +130,23 @@ def induction_scan(
             for (name, score), values in found.items():
                 if name == site.name:
                     rows += _rows_of(site, batch_rows, score, values.tolist())
-    return pd.DataFrame(rows)
+    return _with_far_bins(pd.DataFrame(rows))
+
+
+def _with_far_bins(frame: pd.DataFrame) -> pd.DataFrame:
+    """0 in the distance bins that a row is too short for, so that means are over the same rows."""
+    import pandas as pd
+
+    bins = [name for name in frame["score"].unique() if name.startswith("distance_")]
+    of_row = ["component", "seed", "length"]
+    parts = [frame]
+    near = frame.loc[frame["score"] == "distance_0"]
+    for name in bins:
+        there = pd.MultiIndex.from_frame(frame.loc[frame["score"] == name, of_row])
+        missing = ~pd.MultiIndex.from_frame(near[of_row]).isin(there)
+        if missing.any():
+            parts.append(near.loc[missing].assign(score=name, value=0.0))
+    return pd.concat(parts, ignore_index=True) if len(parts) > 1 else frame
 
 
 def summary(frame: pd.DataFrame) -> pd.DataFrame:

@@ -187,7 +187,8 @@ def effects(frame: pd.DataFrame, *, level: float = 0.95) -> pd.DataFrame:
     Every set against the whole model, and the induction heads against each kind of random set.
     value and baseline (means of both), difference with stderr, low and high; for a skill against
     the whole model `left`, its share that remains, with left_low and left_high (nan where the whole
-    model has no skill beyond chance); rows, draws. A spread over one row or one draw is nan.
+    model has no skill beyond chance); rows, draws (different sets), lowest and
+    highest (means of single sets). A spread over one row is nan; one set alone is a given one.
     """
     import pandas as pd
 
@@ -212,6 +213,8 @@ def effects(frame: pd.DataFrame, *, level: float = 0.95) -> pd.DataFrame:
                     else Spread(*[math.nan] * 4)
                 )
                 row |= {"left": share.mean, "left_low": share.low, "left_high": share.high}
+                of_sets = x.mean(0)
+                row |= {"lowest": of_sets.min(), "highest": of_sets.max()}
                 found.append(row | {"rows": len(x), "draws": max(x.shape[1], baseline.shape[1])})
     return pd.DataFrame(found)
 
@@ -251,6 +254,8 @@ def _has_skill(measure: str, whole: Float[np.ndarray, "row 1"], level: float) ->
 def _by_row(frame: pd.DataFrame, name: str, k: int) -> Float[np.ndarray, "row draw"]:
     """Values of one set; a pivot sorts its rows, so they are in the same order for all sets."""
     chosen = frame.loc[(frame["set"] == name) & (frame["k"] == k)]
+    # A set that was drawn twice is one set: where few heads are left, draws repeat.
+    chosen = chosen.loc[chosen["draw"].isin(chosen.drop_duplicates("removed")["draw"])]
     return chosen.pivot(index="row", columns="draw", values="value").to_numpy()
 
 

@@ -37,7 +37,11 @@ MAPS: Mapping[str, str] = {
 }
 """Scores with a map, and how they are titled."""
 SIGNED = ("copying", "attribution", "ov", "qk_matching")
-SETS = {"whole": "whole model", "induction": "without induction heads", "random": "without random"}
+SETS = {
+    "whole": "whole model",
+    "induction": "without induction heads",
+    "random": "without random heads",
+}
 SHOWN = 3
 """Heads whose attention is a picture."""
 
@@ -144,6 +148,7 @@ def _criterion(findings: Findings) -> Figure:
 def _positions(findings: Findings) -> Figure:
     table = findings.positions
     copies = sorted(set(table["copy"]))
+    copies = [*copies[:3], *copies[3:][-1:]]  # the first ones and the last
     figure, axes = panels(1, len(copies), width=9.2 / len(copies), height=3.2, share_y=True)
     for number, (ax, copy) in enumerate(zip(axes.flat, copies, strict=True)):
         rows = table.loc[table["copy"] == copy]

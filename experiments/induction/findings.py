@@ -57,6 +57,7 @@ class Findings:
     judgement: pd.DataFrame
     induction: tuple[Component, ...]
     effects: pd.DataFrame
+    alone: pd.DataFrame
     positions: pd.DataFrame
     importance: pd.DataFrame
     overlap: pd.DataFrame
@@ -113,23 +114,36 @@ class Findings:
                 f"matching is {best['prefix_matching']:.2f}, of {best['component']}"
             )
         said += f": {', '.join(names[:8])}" + (" …" if len(names) > 8 else "")
-        for row in all_k.to_dict("records"):
+        without = f"; without {'it' if len(names) == 1 else 'them'} "
+        if len(all_k):
+            own, random = (
+                self.of_set(name, "second_copy_loss") for name in ("induction", "random")
+            )
+            said += (
+                f"{without}the second copy costs {own['value']:.2f} nats in the place of "
+                f"{own['baseline']:.2f} (random sets as large {random['lowest']:.2f} to "
+                f"{random['highest']:.2f})"
+            )
+        for row in (
+            all_k.loc[all_k["measure"] == "icl_score"].to_dict("records") if len(all_k) else []
+        ):
             if math.isfinite(row["left"]):
-                left = [round(100 * row[key]) for key in ("left", "left_low", "left_high")]
-                share, low, high = (f"{percent}".replace("-", "−") for percent in left)
+                random = self.of_set("random", "icl_score")["left"]
+                left = [row[key] for key in ("left", "left_low", "left_high")] + [random]
+                share, low, high, other = (f"{100 * x:.0f}".replace("-", "−") for x in left)
                 said += (
-                    f"; without {'it' if len(names) == 1 else 'them'} {share} % ({low} to {high}) "
-                    f"of {SKILLS[row['measure']]} is left" + self._random(row["measure"])
+                    f"{without}{share} % ({low} to {high}) of {SKILLS['icl_score']} is left "
+                    f"(random heads {other} %)"
                 )
         return said
 
-    def _random(self, measure: str) -> str:
+    def of_set(self, name: str, measure: str) -> pd.Series:
+        """What one kind of set, as large as that of the heads that pass, does to one measure."""
         rows = self.effects
         rows = rows.loc[
-            (rows["set"] == "random") & (rows["against"] == "whole") & (rows["measure"] == measure)
+            (rows["set"] == name) & (rows["against"] == "whole") & (rows["measure"] == measure)
         ]
-        row = rows.loc[rows["k"] == rows["k"].max()].iloc[0]
-        return f" (random heads {round(100 * row['left'])} %)".replace("-", "−")
+        return rows.loc[rows["k"] == rows["k"].max()].iloc[0]
 
     @property
     def metrics(self) -> pd.DataFrame:
@@ -146,6 +160,8 @@ class Findings:
         if len(self.effects):
             renamed = self.effects.drop(columns="value").rename(columns={"difference": "value"})
             parts.append(renamed.assign(part="masked", metric=renamed["measure"]))
+        if len(self.alone):
+            parts.append(self.alone.assign(part="alone", metric="second_copy_loss_rise"))
         if len(self.positions):
             parts.append(self.positions.assign(part="position", metric="loss"))
         if len(self.overlap):
@@ -167,6 +183,7 @@ def findings_of(study: Induction, found: Measured) -> Findings:
         judgement=found.judgement,
         induction=induction,
         effects=effects(found.masked) if len(found.masked) else pd.DataFrame(),
+        alone=found.alone,
         positions=found.positions,
         importance=found.importance,
         overlap=overlap,

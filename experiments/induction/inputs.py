@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+import pyarrow as pa
 import torch
 from jaxtyping import Int
 from safetensors.torch import load_file
@@ -107,14 +108,19 @@ def importance_of(study: Induction, model: HookedModel) -> pd.DataFrame:
     try:
         options = json.loads((study.prune_run / "config.json").read_text())
         metrics = pd.read_parquet(study.prune_run / "metrics.parquet")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise ValueError(
             f"--prune-run {study.prune_run}: no finished run of `ablate prune` there; give the "
             "folder with its metrics.parquet"
         ) from None
-    if options["study"] != "prune":
-        raise ValueError(f"--prune-run {study.prune_run}: that is a run of {options['study']}")
-    pruned = options["options"]["model"]
+    except (json.JSONDecodeError, UnicodeDecodeError, pa.ArrowInvalid):
+        raise ValueError(
+            f"--prune-run {study.prune_run}: its config.json or metrics.parquet cannot be read; "
+            "run `ablate prune` again"
+        ) from None
+    if not isinstance(options, dict) or options.get("study") != "prune":
+        raise ValueError(f"--prune-run {study.prune_run}: that is no run of `ablate prune`")
+    pruned = options.get("options", {}).get("model")
     if pruned != study.model:
         raise ValueError(
             f"--prune-run {study.prune_run}: that run pruned {pruned}, this one scans {study.model}"

@@ -36,6 +36,10 @@ if TYPE_CHECKING:
 REFERENCE: tuple[Score, ...] = ("prefix_matching_reference", "copying_reference")
 
 
+MOST, PREVIOUS = 8, 3
+"""Heads masked alone: of those that pass, and of those that attend to the previous token."""
+
+
 @dataclass(frozen=True, eq=False)
 class Measured:
     """Everything the findings are made of; what was not measured is empty.
@@ -46,6 +50,8 @@ class Measured:
         heads: `probes.induction.summary` of it: a row a component, a column a score.
         judgement: `probes.criterion.judged` of the attention heads.
         masked: `probes.masking.masking_effects` of the heads that pass.
+        alone: component, value, low, high: rise of the loss on second copies without one head; of
+            the heads that pass and of those that attend most to the previous token.
         positions: set (whole, induction, random), copy, place, value, low, high: loss by position
             of rows that repeat.
         importance: component, shots, value: of the pruning run.
@@ -57,6 +63,7 @@ class Measured:
     heads: pd.DataFrame
     judgement: pd.DataFrame
     masked: pd.DataFrame
+    alone: pd.DataFrame
     positions: pd.DataFrame
     importance: pd.DataFrame
     examples: Sequence[Example]
@@ -67,6 +74,11 @@ def measured(study: Induction, folder: RunFolder, model: HookedModel) -> Measure
     """Check all inputs, create the folder, measure."""
     if not model.heads and not any(site.kind == "mixer" for site in model.sites):
         raise ValueError(f"{model.name} has neither attention heads nor mixers to scan")
+    for name, parameter in model.model.named_parameters():
+        if not parameter.is_meta and not bool(parameter.isfinite().all()):
+            raise ValueError(
+                f"{model.name}: weights of {name} are not finite; check the checkpoint"
+            )
     left_out: list[str] = []
     text = text_of(study, model, left_out)
     if text is None and study.vocabulary == "corpus-frequency":
@@ -87,14 +99,16 @@ def measured(study: Induction, folder: RunFolder, model: HookedModel) -> Measure
     scan = _scan(study, folder, rows)
     judgement = _judged(study, model, scan, left_out)
     heads = [c for c in passing(judgement) if isinstance(c, Head)] if len(judgement) else []
-    masked, positions = pd.DataFrame(), pd.DataFrame()
+    masked, alone, positions = pd.DataFrame(), pd.DataFrame(), pd.DataFrame()
     if len(judgement):
         masked, positions = _masked(study, folder, model, rows, heads, windows, left_out)
+        alone = _alone(folder, model, rows, scan, heads)
     return Measured(
         scan=scan,
         heads=summary(scan),
         judgement=judgement,
         masked=masked,
+        alone=alone,
         positions=positions,
         importance=importance,
         examples=examples_of(study, model, ids, text, windows, judgement, heads),
@@ -199,6 +213,33 @@ def _masked(
         )
         folder.keep("masked", kept)
     return kept, _positions(study, model, rows, heads)
+
+
+def _alone(
+    folder: RunFolder,
+    model: HookedModel,
+    rows: Rows,
+    scan: pd.DataFrame,
+    passed: Sequence[Head],
+) -> pd.DataFrame:
+    """What one head alone is worth, whether it passes or is only built on."""
+    heads = [head for head in passed if head.stack != "encoder"][:MOST]
+    previous = head_scores(scan, "previous_token")
+    of_stack = [h for h in previous if isinstance(h, Head) and heads and h.stack == heads[0].stack]
+    heads += [h for h in sorted(of_stack, key=lambda h: -previous[h])[:PREVIOUS] if h not in heads]
+    if not heads:
+        return pd.DataFrame()
+    kept = folder.partial("alone")
+    if kept is None:
+        kept = copy_losses(model, rows.others(), [Mask(), *(Mask([head]) for head in heads)])
+        folder.keep("alone", kept)
+    second = kept.loc[kept["copy"] == 1].groupby(["mask", "seed", "length"])["loss"].mean()
+    by_row = second.unstack("mask")
+    rise = by_row.drop(columns=0).sub(by_row[0], axis="index")
+    half = rise.sem() * stats.t.ppf(0.975, max(1, len(rise) - 1))
+    table = pd.DataFrame({"value": rise.mean(), "low": rise.mean() - half})
+    table["high"] = table["value"] + half
+    return table.assign(component=[str(head) for head in heads]).reset_index(drop=True)
 
 
 def _positions(

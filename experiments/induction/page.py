@@ -95,6 +95,16 @@ def _sentences(findings: Findings) -> list[str]:
         q = judged.loc[judged["induction"], "q"]
         if len(q):
             said.append(f"Largest q of a head that passes: {q.max():.2g}.")
+    if len(findings.alone):
+        parts = [
+            f"{row['component']} {row['value']:+.2f}".replace("-", "−")
+            for row in findings.alone.to_dict("records")
+        ]
+        said.append(
+            f"Without one head alone the loss on second copies changes by, in nats: "
+            f"{', '.join(parts)}. A head that others are built on may cost as much as one that "
+            "passes, and random sets that hold it too."
+        )
     for row in findings.against("random").to_dict("records"):
         k = row["k"]
         masked = "the head that passes" if k == 1 else f"all {k} heads that pass"
@@ -143,7 +153,7 @@ def _tables(findings: Findings) -> Mapping[str, pd.DataFrame]:
         made["Heads by prefix matching, with 95 % intervals over rows"] = chosen(shown, columns)
     if len(findings.effects):
         rows = findings.effects
-        rows = rows.loc[rows["measure"].isin(list(SKILLS))]
+        rows = rows.loc[rows["measure"].isin([*SKILLS, "second_copy_loss"])]
         columns = {
             "measure": "skill",
             "k": "masked",
@@ -153,10 +163,18 @@ def _tables(findings: Findings) -> Mapping[str, pd.DataFrame]:
             "low": "from",
             "high": "to",
             "left": "share left",
+            "lowest": "lowest set",
+            "highest": "highest set",
             "rows": "rows",
             "draws": "sets",
         }
         made["What masking changes, paired by row"] = chosen(rows, columns)
+    if len(findings.alone):
+        columns = {"component": "head", "value": "rise, nats", "low": "from", "high": "to"}
+        made[
+            "Loss on second copies without one head: those that pass, and those that attend most "
+            "to the previous token"
+        ] = chosen(findings.alone, columns)
     scores = [c for c in findings.heads if c not in ("component", "stack", "layer", "head")]
     scores = [c for c in scores if not c.endswith("_stderr") and not c.startswith("distance_")]
     names = {str(name): str(name).replace("_", " ") for name in ("component", *scores)}
@@ -193,8 +211,8 @@ def _caveats(findings: Findings) -> Sequence[str]:
         "Random tokens are not text: what a head does on text may differ.",
         "Attribution and copying count the direct path to the logits alone; a head that works "
         "through later layers has neither.",
-        "Copying is measured on tokens that do not repeat, where an induction head finds no match "
-        "and mostly attends to the first position; attribution is measured where it matches.",
+        "Copying is measured on tokens that do not repeat, where an induction head finds no "
+        "match; attribution is measured where it matches.",
         "OV, QK and K-composition are of the weights alone: no positions, no FFN in between.",
         *findings.left_out,
     ]

@@ -8,6 +8,7 @@ given a pruning run, what induction scores have to do with importance for tasks.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,7 +62,7 @@ class Induction(ModelOptions):
     """What that score must exceed."""
     level: float = 0.05
     """False-discovery rate allowed among the heads that pass."""
-    draws: int = 10
+    draws: int = 20
     """Random sets of heads masked beside the induction heads."""
     text: Path | None = field(default=None, metadata=INPUT)
     """UTF-8 text for the in-context-learning score; the bundled model has its own."""
@@ -106,6 +107,8 @@ class Induction(ModelOptions):
             raise ValueError(f"--drop {self.drop:g} asked for: give a share in [0, 0.5)")
         if not 0 <= self.matching <= 1:
             raise ValueError(f"--matching {self.matching:g} asked for: give a share in [0, 1]")
+        if not math.isfinite(self.copying):
+            raise ValueError(f"--copying {self.copying} asked for: give a finite number")
         if not 0 < self.level < 1:
             raise ValueError(f"--level {self.level:g} asked for: give a share between 0 and 1")
         if self.convention == "reference" and (self.spacing == "varied" or self.bos == "none"):

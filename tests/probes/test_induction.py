@@ -268,6 +268,17 @@ def test_entropy_and_distances_equal_loops():
         assert (cells["L0H1", "later"] > 0.1) == (family == "bert")
 
 
+def test_distances_are_means_over_the_same_rows():
+    model = HookedModel(tiny("llama"))
+    frame = induction_scan(model, lengths=(3, 9), seeds=(0, 1), scores=("distance",))
+    bins = frame[frame["score"].str.startswith("distance_")]
+    assert bins.groupby("score").size().nunique() == 1
+    assert (bins[(bins["score"] == "distance_32_63") & (bins["length"] == 3)]["value"] == 0).all()
+    whole = summary(frame).set_index("component")
+    names = [name for name in whole if name.startswith("distance_") and "stderr" not in name]
+    assert whole[names].sum(axis=1).to_numpy() == pytest.approx(1, abs=1e-5)
+
+
 def test_only_the_scores_asked_for():
     model = HookedModel(tiny("opt"))
     options = {"lengths": (5,), "seeds": (0, 1)}

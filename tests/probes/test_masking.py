@@ -158,6 +158,7 @@ def made(x: dict[str, np.ndarray], k: int = 2, measure: str = "copy_gain") -> pd
     """A frame of `masking_effects` with given values, set -> [row, draw]."""
     rows = [
         {"set": name, "k": 0 if name == "whole" else k, "draw": d, "row": f"window {r}"}
+        | {"removed": f"{name} {d}"}
         | {"measure": measure, "value": values[r, d]}
         for name, values in x.items()
         for r, d in itertools.product(*map(range, values.shape))
@@ -260,3 +261,25 @@ def test_bad_input_is_one_clear_line():
 def test_a_spread_of_next_to_nothing_has_its_interval():
     spread = over_rows_and_draws(np.array([[0.0, 1e-90], [1e-90, 3e-90]]))
     assert np.isfinite(spread).all()
+
+
+def test_a_set_drawn_twice_is_one_set():
+    rows = [
+        ("whole", 0, 0, "", 0.0),
+        ("induction", 1, 0, "L1H1", 5.0),
+        *(("random", 1, draw, name, value) for draw, (name, value) in enumerate(DRAWN)),
+        ("layer_matched", 1, 0, "L1H0", 2.0),
+        ("layer_matched", 1, 1, "L1H0", 2.0),
+    ]
+    frame = pd.DataFrame(
+        [(*row[:4], f"row {r}", "second_copy_loss", row[4] + r) for row in rows for r in range(3)],
+        columns=["set", "k", "draw", "removed", "row", "measure", "value"],
+    )
+    table = effects(frame)
+    found = table[table["against"] == "whole"].set_index("set")
+    assert found["draws"].to_dict() == {"induction": 1, "random": 2, "layer_matched": 1}
+    assert found.loc["random", "difference"] == pytest.approx(2.5)  # not (1 + 4 + 1) / 3
+    assert found.loc["random", ["lowest", "highest"]].tolist() == [2.0, 5.0]
+
+
+DRAWN = (("L0H0", 1.0), ("L0H1", 4.0), ("L0H0", 1.0))

@@ -149,7 +149,7 @@ def test_metrics_are_tidy(circuit):
     _, run, line = circuit
     metrics = pd.read_parquet(run / "metrics.parquet")
     assert {"part", "metric", "value"} <= set(metrics.columns)
-    assert set(metrics["part"]) == {"score", "criterion", "masked", "position"}
+    assert set(metrics["part"]) == {"score", "criterion", "masked", "alone", "position"}
     scores = metrics.query("part == 'score'")
     assert not scores.duplicated(["component", "metric"]).any()
     scan = pd.read_parquet(run / "scan.parquet")
@@ -304,7 +304,11 @@ def test_a_killed_run_resumes_to_the_same_numbers(
         assert rows == {f"seed {SEED + 5 + i}, length {n}" for i in range(5) for n in (6, 8)}
     monkeypatch.setattr(RunFolder, "keep", lambda *args: (kept.append(args[1]), keep(*args)))
     _, resumed = study(folders["opt"], tmp_path / "runs", *options)
-    assert sorted(kept) == ["masked", *(f"scan {SEED + done}" for done in (0, 2, 4))]  # none twice
+    assert sorted(kept) == [
+        "alone",
+        "masked",
+        *(f"scan {SEED + done}" for done in (0, 2, 4)),
+    ]  # none twice
     assert resumed["headline"] == line["headline"]
     for name in ("metrics", "scan"):
         pd.testing.assert_frame_equal(
@@ -446,7 +450,7 @@ def test_text_without_a_tokenizer(folders, tmp_path: Path, capsys):
 def test_runs_of_something_else(circuit, folders, tmp_path: Path, capsys):
     name, run, _ = circuit
     words = ["--model", str(folders[name]), "--prune-run"]
-    refused([*words, str(run)], "that is a run of induction", tmp_path, capsys)
+    refused([*words, str(run)], "that is no run of `ablate prune`", tmp_path, capsys)
     record = {"study": "prune", "options": {"model": "another"}}
     other = tmp_path / "other"
     shutil.copytree(run, other)
