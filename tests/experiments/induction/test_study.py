@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from scipy import stats
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -122,6 +123,12 @@ def test_masking_it_leaves_nothing_and_masking_others_everything(circuit, folder
         np.log(VOCAB), abs=1e-3
     )
     assert at.query("set == 'whole' and copy == 1")["value"].max() < 1e-3
+    alone = pd.read_parquet(run / "metrics.parquet").query("part == 'alone'")
+    rise = alone.set_index("component")["value"]
+    assert rise[str(induction)] == pytest.approx(np.log(VOCAB), abs=1e-2)
+    assert rise[str(previous)] > np.log(VOCAB)  # it then finds nothing, and looks all the same
+    others = rise.drop([str(previous), str(induction)])
+    assert others.abs().max() < 1e-3
 
 
 def test_the_scan_is_that_of_the_rows_stated(circuit, folders):
@@ -412,6 +419,7 @@ REFUSED = [
     (["--prune-run", "nowhere"], "no finished run of `ablate prune` there"),
     (["--model", "no-such-model"], "no-such-model"),
     (["--by", "nothing"], "--by"),
+    (["--copying", "nan"], "--copying nan"),
 ]
 
 
@@ -479,3 +487,23 @@ def test_heads_of_the_last_line_are_components(circuit):
     assert [str(parse_component(name)) for name in line["induction_heads"]] == line[
         "induction_heads"
     ]
+
+
+def test_weights_that_are_not_finite(tmp_path: Path, capsys):
+    model = induction_opt()
+    with torch.no_grad():
+        model.lm_head.weight[3, 3] = float("nan")
+    model.save_pretrained(tmp_path / "model")
+    refused(["--model", str(tmp_path / "model")], "are not finite", tmp_path, capsys)
+
+
+def test_a_damaged_pruning_run(folders: dict[str, Path], tmp_path: Path, capsys):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "metrics.parquet").write_bytes(b"no parquet")
+    words = ["--model", str(folders["opt"]), "--prune-run", str(run)]
+    for content, said in (("{", "cannot be read"), ("{}", "cannot be read")):
+        (run / "config.json").write_text(content)
+        refused(words, said, tmp_path, capsys)
+    pd.DataFrame({"x": [1]}).to_parquet(run / "metrics.parquet")
+    refused(words, "no run of `ablate prune`", tmp_path, capsys)
