@@ -494,6 +494,7 @@ def test_weights_that_are_not_finite(tmp_path: Path, capsys):
     with torch.no_grad():
         model.lm_head.weight[3, 3] = float("nan")
     model.save_pretrained(tmp_path / "model")
+    capsys.readouterr()  # transformers' bar
     refused(["--model", str(tmp_path / "model")], "are not finite", tmp_path, capsys)
 
 
