@@ -399,3 +399,11 @@ def test_tokens_come_from_the_tokenizer(tokenizer):
     assert all(len(set(row.tolist())) == 21 for row in rows.distinct[""])
     (rows,) = drawn(model, (5,), 4, (0,), 8, bos=None)
     assert rows.repeated[""].shape == (1, 20)
+
+
+def test_the_scan_is_a_name_of_the_room():
+    import probes
+
+    assert probes.induction_scan is induction_scan
+    with pytest.raises(AttributeError, match="'probes' has no attribute 'nothing'"):
+        _ = probes.nothing
