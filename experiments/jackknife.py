@@ -6,8 +6,8 @@ With texts g in strata s (the tasks), G_s of them, and θ₋ₛ𝑔 the number w
 
 with Student's t of the smallest G_s − 1 degrees of freedom (Efron and Stein 1981; delete-a-group
 jackknife). The interval always holds θ. In a simulation of Spearman's ρ between two tasks (4 or 24
-components, 12 to 48 texts) it held the true ρ in 81 to 100 % of cases at a nominal 95 %, most often
-in more than 95; bootstrap intervals held it in 66 to 86 % (basic) and 10 to 99 % (percentiles),
+components, 12 to 48 texts) it held the true ρ in 81 to 100 % of cases at a nominal 95 %;
+bootstrap intervals held it in 66 to 86 % (basic) and 10 to 99 % (percentiles),
 since drawing texts again adds noise, and noise lowers agreement. Where it misleads: noise in the
 scores lowers θ itself, and with few texts the truth may lie above the interval.
 """

@@ -253,6 +253,49 @@ def curve(
     return ax
 
 
+def points(
+    frame: pd.DataFrame,
+    *,
+    x: str,
+    y: str,
+    name: str = "component",
+    named: int = 4,
+    title: str = "",
+    xlabel: str = "",
+    ylabel: str = "",
+    ax: Axes | None = None,
+) -> Axes:
+    """A point a component; those farthest out in `x` and in `y` carry their names."""
+    with style():
+        ax = ax or own_axes(4.0, 3.3)
+        size = 22 if len(frame) <= 200 else 8
+        ax.scatter(frame[x], frame[y], s=size, color=BLUE, alpha=0.65, linewidth=0, zorder=3)
+        high, wide = (np.argsort(-frame[column].to_numpy(float)) for column in (y, x))
+        far = list(dict.fromkeys([*high[:named], *wide[: min(2, named)]]))
+        taken: list[tuple[float, float]] = []
+        wide, high = (float(np.ptp(frame[c])) or 1.0 for c in (x, y))
+        for row in frame.iloc[far].to_dict("records"):
+            here = float(row[x]) / wide, float(row[y]) / high
+            # Two names on one place read as none: the one farther out stays.
+            if any(abs(here[0] - a) < 0.16 and abs(here[1] - b) < 0.06 for a, b in taken):
+                continue
+            taken.append(here)
+            right = row[x] > frame[x].min() + 0.75 * wide
+            ax.annotate(
+                str(row[name]),
+                (row[x], row[y]),
+                xytext=(-5 if right else 5, 0),
+                textcoords="offset points",
+                ha="right" if right else "left",
+                va="center",
+                fontsize=8,
+            )
+        ax.xaxis.set_major_locator(MaxNLocator(5))
+        ax.margins(0.08)
+        ax.set(title=title, xlabel=xlabel, ylabel=ylabel)
+    return ax
+
+
 def own_axes(width: float, height: float) -> Axes:
     """Axes of a figure of their own, in inches."""
     return panels(width=width, height=height)[1][0, 0]

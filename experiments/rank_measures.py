@@ -53,6 +53,22 @@ def top_overlap(a: ArrayLike, b: ArrayLike, k: int) -> tuple[float, float]:
     return share, overlap_p(share, x.size, k)
 
 
+def shared_top(a: ArrayLike, b: ArrayLike, share: float) -> dict[str, float]:
+    """How much two lists of scores share: k (`share` of the components, at least one), components,
+    overlap of the top k, expected (of chance), p, spearman."""
+    x, y = _both(a, b)
+    k = max(1, round(share * x.size))
+    overlap, p = top_overlap(x, y, k)
+    return {
+        "k": k,
+        "components": x.size,
+        "overlap": overlap,
+        "expected": k / x.size,
+        "p": p,
+        "spearman": spearman(x, y),
+    }
+
+
 def overlap_p(share: float, components: int, k: int) -> float:
     """P(X ≥ ⌊share · k⌋) for X common members of two random choices of k components."""
     common = np.floor(share * k + 1e-9)

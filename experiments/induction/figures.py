@@ -11,8 +11,7 @@ import pandas as pd
 
 from experiments.agreement_plots import capacity_curves
 from experiments.induction.findings import SKILLS
-from experiments.plots import FAINT, GREY, RED, WIDTH, curve, head_heatmap, panels, style
-from experiments.prune.pictures import points
+from experiments.plots import FAINT, GREY, RED, WIDTH, curve, head_heatmap, panels, points, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from ablate.components import Component, parse_component
-from experiments.rank_measures import spearman, top_overlap
+from experiments.rank_measures import shared_top
 from experiments.run_folder import Outcome
 from experiments.where import capacity_retained
 from probes.criterion import passing
@@ -210,10 +210,7 @@ def _beside_importance(study: Induction, found: Measured) -> tuple[pd.DataFrame,
             if len(both) < 2:
                 continue
             one, other = ([values[name] for name in both] for values in (importance, scored))
-            k = max(1, round(TOP * len(both)))
-            share, p = top_overlap(np.array(one), np.array(other), k)
-            rho = spearman(one, other)
-            rows.append((shots, score, k, len(both), share, k / len(both), p, rho))
+            rows.append({"shots": shots, "score": score} | shared_top(one, other, TOP))
         name = f"{shots} shot{'' if shots == 1 else 's'}"
         rankings[name] = [
             parse_component(c) for c in sorted(importance, key=importance.__getitem__)

@@ -17,7 +17,7 @@ from ablate.components import Component, Head, parse_component
 from experiments.agreement import Condition, agreement
 from experiments.prune.measured import Measured
 from experiments.prune.scores import mean_importance, samples
-from experiments.rank_measures import spearman, top_overlap
+from experiments.rank_measures import shared_top
 from experiments.where import capacity_retained, importance_by_layer, top_by_third
 
 TOP = 0.3
@@ -100,9 +100,7 @@ def induction_overlap(measured: Measured, importance: pd.DataFrame) -> pd.DataFr
             other = np.array(list(heads.values()))
             if len(one) < 2:
                 continue
-            k = max(1, round(TOP * len(one)))
-            overlap, p = top_overlap(one, other, k)
-            rows.append((shots, score, k, len(one), overlap, k / len(one), p, spearman(one, other)))
+            rows.append({"shots": shots, "score": score} | shared_top(one, other, TOP))
     names = ["shots", "score", "k", "components", "overlap", "expected", "p", "spearman"]
     return pd.DataFrame(rows, columns=pd.Index(names))
 

@@ -14,9 +14,9 @@ import numpy as np
 import pandas as pd
 
 from experiments.agreement_plots import agreement_heatmap, capacity_curves, layer_curve
-from experiments.plots import head_heatmap, panels, style
+from experiments.plots import head_heatmap, panels, points, style
 from experiments.prune.findings import NAMES, Findings, shots_of
-from experiments.prune.pictures import effect_bars, outline, points, third_bars
+from experiments.prune.pictures import effect_bars, outline, third_bars
 from experiments.prune.places import INDUCTION
 
 if TYPE_CHECKING:
@@ -233,6 +233,7 @@ def _layer_lines(findings: Findings, unit: str, stack: str, ax: Axes) -> None:
 
 
 def scores_at(findings: Findings, unit: str, shots: int) -> pd.DataFrame:
+    """Importance of a unit's components at one shot count."""
     rows = findings.importance
     return rows if rows.empty else rows.loc[(rows["unit"] == unit) & (rows["shots"] == shots)]
 
