@@ -50,11 +50,12 @@ def test_students_are_the_block_with_each_ones_weights(family: str, count: int) 
         alone = _called(call, block, leaves, resid)
         alone.square().sum().backward()
         torch.testing.assert_close(together[k * len(resid) :][: len(resid)], alone)
+        # The bias of k has no gradient but rounding: the largest gradient sets the scale.
+        size = max(float(leaf.grad.abs().max()) for leaf in leaves.values() if leaf.grad is not None)
         for name, leaf in leaves.items():
             grad = students.trained()[name].grad
             assert grad is not None
             expected = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
-            size = float(expected.abs().max())
             torch.testing.assert_close(grad[k], expected, rtol=1e-4, atol=1e-5 + 1e-5 * size)
     for name, p in block.named_parameters():
         assert torch.equal(p, before[name])
