@@ -1,0 +1,163 @@
+"""What is a model asked to predict, and from what?
+
+A task turns rows of text into a batch: what the forward takes, and a target for every position of
+the logits. An objective is a task over an order of rows, with held-out rows beside it:
+
+    lm            every token from those before it: NextToken, here
+    mlm           some tokens from all others: Masking, in corruption.py
+    denoising     the text from a damaged one: Spans and Infilling, in corruption.py
+    translation   another language from this one: Translation, in translation.py
+
+Masks are a pure function of (seed, step); held-out masks are drawn once and are the same for every
+seed, model and arm. `Batch.tokens` counts the positions of text that were read, predicted or not:
+the unit of T0. Where it misleads: a masked model learns from 15 % of them, a causal one from all.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal, Protocol, Self
+
+import numpy as np
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from experiments.orders import Order
+from experiments.training import IGNORED
+
+HELD_OUT_SEED = 0x68656C64
+"""Of the held-out masks: one for all, so that losses of any two runs compare."""
+PICK_EVERY = 4
+"""Every fourth held-out row is for choosing (learning rates); the others are for reporting."""
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """What one forward takes, and what its logits are held against.
+
+    Attributes:
+        inputs: the Hugging Face forward's arguments (no labels).
+        targets: aligned with the (decoder's) logits; IGNORED where nothing is predicted.
+        tokens: positions of text read, as T0 counts them.
+    """
+
+    inputs: dict[str, Tensor]
+    targets: Int[Tensor, "batch pos"]
+    tokens: int
+
+    def take(self, rows: Int[Tensor, "row"]) -> Batch:
+        """Some of the rows."""
+        inputs = {name: tensor[rows] for name, tensor in self.inputs.items()}
+        return Batch(inputs, self.targets[rows], self.tokens * len(rows) // len(self.targets))
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on another device."""
+        inputs = {name: tensor.to(device) for name, tensor in self.inputs.items()}
+        return Batch(inputs, self.targets.to(device), self.tokens)
+
+
+class Task(Protocol):
+    """Rows of text to a batch; masks are drawn from `generator`."""
+
+    @property
+    def name(self) -> str:
+        """lm, mlm, denoising or translation."""
+        ...
+
+    def __call__(self, rows: Int[Tensor, "row pos"], generator: np.random.Generator) -> Batch:
+        """The batch made of `rows`, in their order."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Objective:
+    """A task over an order of rows.
+
+    Attributes:
+        order: which rows each step reads.
+        rows: the held-out rows; never in the order.
+        seed: of the training masks.
+    """
+
+    task: Task
+    order: Order
+    rows: Int[Tensor, "row pos"]
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        """The task's name."""
+        return self.task.name
+
+    def at(self, step: int) -> Batch:
+        """What step `step` trains on: a pure function of the step.
+
+        A cycled order repeats its text; the masks are new each time.
+        """
+        return self.task(self.order.at(step), np.random.default_rng([self.seed, 2, step]))
+
+    def reading(self, order: Order, *, seed: int | None = None) -> Self:
+        """The same task on other training rows, perhaps with other masks."""
+        return dataclasses.replace(self, order=order, seed=self.seed if seed is None else seed)
+
+    def held_out(
+        self,
+        limit: int | None = None,
+        *,
+        batch: int = 16,
+        split: Literal["all", "pick", "report"] = "all",
+    ) -> list[Batch]:
+        """The held-out rows, evenly spread if there are more than `limit` tokens, in batches.
+
+        A row has the same masks whatever the limit, the batch size and the split.
+        """
+        whole = self.task(self.rows, np.random.default_rng([HELD_OUT_SEED, 3]))
+        chosen = torch.arange(len(self.rows))
+        if split != "all":
+            chosen = chosen[(chosen % PICK_EVERY == 0) == (split == "pick")]
+        if limit is not None:  # spread over all files, so that it estimates what all rows give
+            count = max(1, min(len(chosen), limit // self.rows.shape[1]))
+            chosen = chosen[torch.linspace(0, len(chosen) - 1, count).round().long()]
+        if not len(chosen):
+            raise ValueError(
+                f"no held-out row to {split}: there are {len(self.rows)} rows; give more text"
+            )
+        return [whole.take(some) for some in chosen.split(batch)]
+
+
+def losses(
+    logits: Float[Tensor, "batch pos vocab"], batch: Batch
+) -> tuple[Float[Tensor, "batch pos"], Bool[Tensor, "batch pos"]]:
+    """−log p of every target in nats, 0 where nothing is predicted; and where something is."""
+    flat = nn.functional.cross_entropy(
+        rearrange(logits, "batch pos vocab -> (batch pos) vocab").float(),
+        rearrange(batch.targets, "batch pos -> (batch pos)"),
+        ignore_index=IGNORED,
+        reduction="none",
+    )
+    return flat.reshape(batch.targets.shape), batch.targets != IGNORED
+
+
+def loss(logits: Float[Tensor, "batch pos vocab"], batch: Batch) -> Float[Tensor, ""]:
+    """Mean cross-entropy over the predicted targets, in nats."""
+    return nn.functional.cross_entropy(
+        rearrange(logits, "batch pos vocab -> (batch pos) vocab").float(),
+        rearrange(batch.targets, "batch pos -> (batch pos)"),
+        ignore_index=IGNORED,
+    )
+
+
+@dataclass(frozen=True)
+class NextToken:
+    """Every token from those before it (a decoder)."""
+
+    name: str = "lm"
+
+    def __call__(self, rows: Int[Tensor, "row pos"], generator: np.random.Generator) -> Batch:
+        """Targets are the rows shifted by one; the last position predicts nothing."""
+        targets = torch.full_like(rows, IGNORED)
+        targets[:, :-1] = rows[:, 1:]
+        return Batch({"input_ids": rows}, targets, rows.numel())
