@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     from ablate.effects import LeaveOneOut, leave_one_out
     from ablate.fills import Fill, mean_fill, resample_fill
     from ablate.hooked import HookedModel
+    from ablate.laws import Law, fresh
     from ablate.masks import Mask
+    from ablate.places import Place, masks_at, places_of, weights_at
+    from ablate.reset import reset_, restored, train_only_
     from ablate.sites import Site
     from ablate.sweep import Reading, Swept, next_tokens
 
@@ -28,18 +31,27 @@ __all__ = [
     "Head",
     "HookedModel",
     "KVGroup",
+    "Law",
     "LeaveOneOut",
     "Mask",
     "Mixer",
+    "Place",
     "Reading",
     "Site",
     "Swept",
     "UnknownArchitecture",
+    "fresh",
     "leave_one_out",
+    "masks_at",
     "mean_fill",
     "next_tokens",
     "parse_component",
+    "places_of",
     "resample_fill",
+    "reset_",
+    "restored",
+    "train_only_",
+    "weights_at",
 ]
 
 _HOME = {
@@ -48,7 +60,10 @@ _HOME = {
     "fills": ("Fill", "mean_fill", "resample_fill"),
     "hooked": ("HookedModel",),
     "effects": ("LeaveOneOut", "leave_one_out"),
+    "laws": ("Law", "fresh"),
     "masks": ("Mask",),
+    "places": ("Place", "masks_at", "places_of", "weights_at"),
+    "reset": ("reset_", "restored", "train_only_"),
     "sites": ("Site",),
     "sweep": ("Reading", "Swept", "next_tokens"),
 }

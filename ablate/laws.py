@@ -1,0 +1,267 @@
+"""With which weights does a reset place start again?
+
+    init        as the model's own initialiser draws them (`ablate.initialisers`)
+    rewind      the true initial weights, where they were kept (Zhang et al. 2022; Frankle et al.)
+    torch       as torch's own modules start
+    identity    init with the output projections of the branches zero, so that a branch adds nothing
+    copy-below, copy-above, copy-mean    the neighbours' trained weights
+    moments     normal, each tensor with the mean and the standard deviation of the trained one
+    permuted    the trained entries, each tensor in a random order
+
+`fresh` computes them and leaves the model alone. The same seed gives the same weights, whatever
+else is reset: those of `3.ffn` are the FFN's of `3`. Different blocks draw different weights.
+
+Where it misleads. Under post-norm (BERT, BART, OPT-350m) a block whose branches are zero is a norm,
+not the identity, so `identity` is refused. Under pre-norm and a small initialiser, init is nearly
+the identity. `moments` and `permuted` keep what the sizes of the trained tensors know, gains too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from ablate.anatomy import Anatomy, find
+from ablate.initialisers import initial_weights, torch_weights
+from ablate.places import Block, Place, block_at, masks_at, weights_at
+
+Law = Literal[
+    "init",
+    "rewind",
+    "torch",
+    "identity",
+    "copy-below",
+    "copy-above",
+    "copy-mean",
+    "moments",
+    "permuted",
+]
+LAWS: tuple[Law, ...] = get_args(Law)
+
+Initial = Mapping[str, Tensor] | str | Path
+"""The true initial weights: tensors by name, or a safetensors file, or a folder with one."""
+
+_LAST = ("c_proj", "dense_4h_to_h", "down_proj", "fc2", "wo")
+"""What families call the last projection inside an FFN module."""
+
+
+def fresh(
+    hf_model: nn.Module,
+    place: Place,
+    law: Law = "init",
+    seed: int = 0,
+    *,
+    initial: Initial | None = None,
+    anatomy: Anatomy | None = None,
+) -> dict[str, Tensor]:
+    """New weights for `place`, by name, with the shape, dtype and device of the old ones.
+
+    Entries of a fused projection that are not of the place are the old ones. `initial` is for the
+    law rewind alone. Raises ValueError for a place the model does not have, for weights that cannot
+    be reset alone (`weights_at`), and where the law has nothing to give.
+    """
+    if law not in LAWS:
+        raise ValueError(f"no law {law!r}: use one of {', '.join(LAWS)}")
+    if (initial is not None) != (law == "rewind"):
+        raise ValueError(
+            "the law rewind needs initial=, the true initial weights"
+            if law == "rewind"
+            else f"initial= given for the law {law}: only rewind reads it"
+        )
+    old = weights_at(hf_model, place, anatomy)
+    masks = masks_at(hf_model, place, anatomy)
+    block = block_at(hf_model, place, anatomy)
+    with torch.no_grad():
+        match law:
+            case "init":
+                new = _named(block, initial_weights(hf_model, block.path, _seed(seed, block.path)))
+            case "torch":
+                new = _named(block, torch_weights(hf_model, block.path, _seed(seed, block.path)))
+            case "identity":
+                new = _named(block, initial_weights(hf_model, block.path, _seed(seed, block.path)))
+                new = _zeroed(hf_model, place, block, new)
+            case "rewind":
+                assert initial is not None
+                new = _read(initial, tuple(old))
+            case "moments":
+                new = _each(old, masks, seed, _moments)
+            case "permuted":
+                new = _each(old, masks, seed, _permuted)
+            case _:
+                new = _neighbours(hf_model, place, block, law, tuple(old))
+        return {name: _fitted(name, new, weight, masks, law) for name, weight in old.items()}
+
+
+def _fitted(
+    name: str, new: Mapping[str, Tensor], old: Tensor, masks: Mapping[str, Tensor], law: Law
+) -> Tensor:
+    """The new tensor as the old one is kept; the old entries where the place has none."""
+    if name not in new:
+        raise ValueError(f"the law {law} needs {name}, which is not there")
+    value = new[name]
+    if value.shape != old.shape:
+        raise ValueError(
+            f"the law {law} gives {name} the shape {list(value.shape)}, the model has "
+            f"{list(old.shape)}"
+        )
+    value = value.to(old.device, old.dtype)
+    if name in masks:
+        value = torch.where(masks[name], value, old.detach())
+    return value.clone()
+
+
+def _named(block: Block, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{block.path}.{name}": value for name, value in weights.items()}
+
+
+def _seed(seed: int, name: str) -> int:
+    """A seed of its own for each block or tensor; Python's hash() differs between processes."""
+    digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def _each(
+    old: Mapping[str, Tensor],
+    masks: Mapping[str, Tensor],
+    seed: int,
+    law: Callable[[Tensor, torch.Generator], Tensor],
+) -> dict[str, Tensor]:
+    """A law of single tensors, on the entries of the place, each with its own generator."""
+    new = {}
+    for name, weight in old.items():
+        generator = torch.Generator().manual_seed(_seed(seed, name))
+        value = weight.detach().cpu().clone()
+        mask = masks[name].cpu() if name in masks else torch.ones_like(value, dtype=torch.bool)
+        value[mask] = law(value[mask].double(), generator).to(value.dtype)
+        new[name] = value
+    return new
+
+
+def _moments(entries: Tensor, generator: torch.Generator) -> Tensor:
+    noise = torch.randn(entries.shape, generator=generator, dtype=entries.dtype)
+    return entries.mean() + entries.std(correction=0) * noise
+
+
+def _permuted(entries: Tensor, generator: torch.Generator) -> Tensor:
+    return entries[torch.randperm(len(entries), generator=generator)]
+
+
+def _neighbours(
+    hf_model: nn.Module, place: Place, block: Block, law: Law, names: tuple[str, ...]
+) -> dict[str, Tensor]:
+    """The weights of the same names in the block below, the one above, or their mean."""
+    steps = {"copy-below": (-1,), "copy-above": (1,), "copy-mean": (-1, 1)}[law]
+    there = dict(hf_model.named_parameters(remove_duplicate=False))
+    found: dict[str, list[Tensor]] = {name: [] for name in names}
+    for layer in (block.layer + step for step in steps):
+        if not 0 <= layer < len(block.paths):
+            side = "below" if layer < 0 else "above"
+            raise ValueError(f"the law {law} for {place}: there is no block {side} it")
+        for name in names:
+            other = block.paths[layer] + name.removeprefix(block.path)
+            if other not in there:
+                raise ValueError(f"the law {law} for {place}: block {layer} has no {other}")
+            if there[other].is_meta:
+                raise ValueError(
+                    f"the law {law} for {place}: {other} is offloaded; load the model with a "
+                    f"device_map that keeps block {layer} on a device"
+                )
+            found[name].append(there[other].detach().cpu())
+    for name, values in found.items():
+        if len({value.shape for value in values}) > 1:
+            raise ValueError(f"the law {law} for {place}: the neighbours of {name} differ in shape")
+    return {name: torch.stack([*map(_exact, values)]).mean(0) for name, values in found.items()}
+
+
+def _exact(value: Tensor) -> Tensor:
+    return value.to(torch.promote_types(value.dtype, torch.float32))
+
+
+def has_identity(hf_model: nn.Module, place: Place, anatomy: Anatomy | None = None) -> bool:
+    """Is the block the identity when its branches add nothing?
+
+    Not so where a norm stands on the residual stream itself: post-norm, by its anatomy (no norm
+    before the attention) or its config.
+    """
+    row = block_at(hf_model, place, anatomy).row
+    config = getattr(hf_model, "config", None)
+    if getattr(config, "apply_residual_connection_post_layernorm", False):
+        return False
+    if not getattr(config, "do_layer_norm_before", True):
+        return False
+    return row.attention is None or bool(row.attention.norms)
+
+
+def _zeroed(
+    hf_model: nn.Module, place: Place, block: Block, weights: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """`weights` with the output projections of the place's branches zero, biases too."""
+    if place.part in ("norms", "qk", "position_bias"):
+        raise ValueError(
+            f"the law identity for {place}: {place.part} has no output projection to zero; "
+            "use init, or reset the block"
+        )
+    if not has_identity(hf_model, place):
+        raise ValueError(
+            f"the law identity for {place}: {type(hf_model).__name__} norms the residual stream "
+            "itself (post-norm), so its blocks have no identity; use init"
+        )
+    zero = tuple(f"{block.path}.{name}." for name in _outputs(block) if name)
+    return {
+        name: torch.zeros_like(value) if name.startswith(zero) else value
+        for name, value in weights.items()
+    }
+
+
+def _outputs(block: Block) -> list[str]:
+    """Paths, from the block, of the projections in which its branches end."""
+    row = block.row
+    paths = [a.out for a in (row.attention, row.cross) if a is not None] + [row.mixer]
+    ffn = find(block.module, row.ffn)
+    if ffn is None:
+        return paths
+    if not list(ffn.children()):
+        return [*paths, row.ffn]
+    last = [name for name, _ in ffn.named_parameters() if any(n in name.split(".") for n in _LAST)]
+    if not last:
+        raise ValueError(
+            f"the law identity for {block.path}: which matrix of {row.ffn} is its last is not "
+            "known; name that module as ffn= in anatomy="
+        )
+    return [
+        *paths,
+        *(f"{row.ffn}.{name.removesuffix('.weight').removesuffix('.bias')}" for name in last),
+    ]
+
+
+def _read(initial: Initial, names: tuple[str, ...]) -> dict[str, Tensor]:
+    """The named tensors of `initial`; of a file no others are read."""
+    if isinstance(initial, Mapping):
+        missing = [name for name in names if name not in initial]
+        source = "the initial weights given"
+        found = {name: initial[name] for name in names if name in initial}
+    else:
+        found, source = {}, str(initial)
+        path = Path(initial).expanduser()
+        files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+        if not files or not all(file.is_file() for file in files):
+            raise ValueError(
+                f"no initial weights at {initial}: give a safetensors file or a folder"
+            )
+        for file in files:
+            with safe_open(file, framework="pt") as tensors:
+                there = set(tensors.keys())
+                found |= {name: tensors.get_tensor(name) for name in names if name in there}
+        missing = [name for name in names if name not in found]
+    if missing:
+        raise ValueError(
+            f"{source} lack {missing[0]} ({len(missing)} of {len(names)} are missing): give the "
+            "weights of this very model before its first step"
+        )
+    return found
