@@ -1,0 +1,305 @@
+"""How do students of many layers learn from one pass over the data?
+
+One forward of the base, without gradients, gives every residual stream resid_0 … resid_N. A cohort
+(K students of the same places) joins at its first replaced block L with resid_L for each of its
+students; from there all cohorts climb together, each frozen block run once on their concatenated
+streams, and the graph begins at L. With one block forward as the unit, N blocks and a head of h
+blocks, all single-layer cohorts of K students cost per batch
+
+    N + K Σ_L (2 (N − L) + 1 + 2h)   for the loss of the model's task
+    N + 3 K N                        for the block's own output (no graph above L)
+
+where one layer at a time costs K Σ_L (2N − L + 1 + 2h). Losses of different students share no
+weight, so the gradient of their sum is the gradient of each.
+
+    lm       mean cross-entropy over the batch's targets, nats
+    hidden   E|out − y|² / E|y − x|² against the old block's output y for its input x: 1 for a block
+             that does nothing, 0 for the old one
+    logits   KL(old ‖ new) over the vocabulary, mean over the batch's targets, nats
+    mix      lm + hidden
+
+The logits are made, read and forgotten in chunks, their gradient with respect to the stream kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ablate.components import Stack
+from ablate.parts import decoder_inputs
+from ablate.stack import Recorded, record
+from ablate.students import Students
+from experiments.objectives import Batch
+from experiments.training import IGNORED
+
+Target = Literal["lm", "hidden", "logits", "mix"]
+CHUNK = 2**22
+"""Logits made at a time."""
+
+
+@dataclass(eq=False)
+class Cohort:
+    """Students of the same places, trained towards one target.
+
+    Attributes:
+        blocks: layer -> its Students; all with as many students.
+    """
+
+    blocks: Mapping[int, Students]
+    target: Target = "lm"
+
+    @property
+    def first(self) -> int:
+        """The lowest replaced block."""
+        return min(self.blocks)
+
+    @property
+    def count(self) -> int:
+        """K."""
+        return self.blocks[self.first].count
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Stacked trained tensors of all its blocks."""
+        return [
+            p for _, s in sorted(self.blocks.items()) for p in s.parameters() if p.requires_grad
+        ]
+
+    def __post_init__(self) -> None:
+        if self.target == "hidden" and len(self.blocks) > 1:
+            raise ValueError(
+                f"layers {sorted(self.blocks)} towards their old outputs: each is on its own then;"
+                " give them as cohorts of one layer, or another target"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """One batch on its way through the base: its streams, and how they become logits."""
+
+    model: nn.Module
+    batch: Batch
+    recorded: Recorded
+
+    @classmethod
+    def of(cls, model: nn.Module, batch: Batch, stack: Stack | None = None) -> Pass:
+        """The base's own forward of one stack, every residual stream kept."""
+        with torch.no_grad():
+            n_blocks = _depth(model, stack)
+            recorded = record(model, batch.inputs, keep=range(n_blocks + 1), stack=stack)
+        return cls(model, batch, recorded)
+
+    @property
+    def rows(self) -> int:
+        """Rows of the batch."""
+        return self.recorded.batch
+
+    @cached_property
+    def where(self) -> Int[Tensor, "n 2"] | None:
+        """(row, position) of the predicted targets, where most positions predict nothing."""
+        chosen = self.batch.targets != IGNORED
+        return chosen.nonzero() if float(chosen.float().mean()) < 0.6 else None
+
+    def tiled(self, copies: int) -> Recorded:
+        """The recorded arguments for `copies` times the batch."""
+        known = self.__dict__.setdefault("_tiled", {})
+        if copies not in known:
+            known[copies] = self.recorded if copies == 1 else self.recorded.tile(copies)
+        return known[copies]
+
+    def block(
+        self, i: int, resid: Float[Tensor, "rows pos d_model"], students: Students | None = None
+    ) -> Float[Tensor, "rows pos d_model"]:
+        """resid_i -> resid_{i+1} of any multiple of the batch, through the base or `students`."""
+        call = self.tiled(len(resid) // self.rows).calls[i]
+        if students is not None:
+            call = replace(call, block=students)
+        return call.run((resid,))[0]
+
+    def read(
+        self, resid: Float[Tensor, "student row pos d_model"], rows: slice
+    ) -> tuple[Float[Tensor, "student n vocab"], Int[Tensor, "n"]]:
+        """resid_N of some rows of the batch, for every student, -> logits where something is
+        predicted, and the targets there."""
+        targets = self.batch.targets[rows]
+        flat = resid.flatten(0, 1)
+        if self.recorded.part.stack == "encoder":
+            index = torch.arange(self.rows)[rows].repeat(len(resid))
+            states = self.recorded.part.close(flat)
+            given = decoder_inputs(_of_rows(self.batch.inputs, index), states)
+            hf_model: Any = self.model
+            logits = hf_model(**given, use_cache=False).logits
+        elif self.where is not None:
+            at = (targets != IGNORED).nonzero()
+            some = torch.cat([at + at.new_tensor([k * len(targets), 0]) for k in range(len(resid))])
+            logits = self.recorded.head(flat, some.to(flat.device))
+            return logits.unflatten(0, (len(resid), -1)), targets[targets != IGNORED]
+        else:
+            logits = self.recorded.head(flat)
+        return logits.unflatten(0, (len(resid), -1)).flatten(1, 2), targets.flatten()
+
+    def chunks(self, students: int) -> list[slice]:
+        """Rows of the batch whose logits, for that many students, fit in CHUNK."""
+        config: Any = getattr(self.model, "config")  # noqa: B009 (nn.Module's getattr is Tensor)
+        vocab = config.get_text_config().vocab_size
+        per_row = self.batch.targets.shape[1] * vocab * students
+        if self.where is not None:
+            per_row = per_row * len(self.where) // self.batch.targets.numel()
+        size = max(1, CHUNK // max(1, per_row))
+        return [slice(i, min(i + size, self.rows)) for i in range(0, self.rows, size)]
+
+
+def learn(passing: Pass, cohorts: Sequence[Cohort]) -> list[Float[Tensor, "student"]]:
+    """Losses of every student of every cohort; their gradients are added to the students' weights.
+
+    A loss that is not finite leaves gradients that are not finite in its own student alone.
+    """
+    losses: list[Tensor] = [torch.empty(0)] * len(cohorts)
+    streams: dict[int, Tensor] = {}
+    local: list[Tensor] = []
+    for i in range(min((c.first for c in cohorts), default=0), passing.recorded.n_blocks):
+        _climb(passing, cohorts, streams, i)
+        for c, cohort in enumerate(cohorts):
+            if cohort.first == i and cohort.target in ("hidden", "mix"):
+                losses[c] = _hidden(passing, i, streams[c], cohort.count)
+                if cohort.target == "hidden":
+                    losses[c].sum().backward()  # nothing above it is needed: forget it at once
+                    losses[c] = losses[c].detach()
+                    del streams[c]
+                else:
+                    local.append(losses[c].sum())
+                    losses[c] = losses[c].detach()
+    ends, gradients = [], []
+    for c, stream in streams.items():
+        found, gradient = _above(passing, stream, cohorts[c])
+        losses[c] = losses[c] + found if cohorts[c].target == "mix" else found
+        ends.append(stream)
+        gradients.append(gradient)
+    if ends:
+        ones = [torch.ones_like(loss) for loss in local]
+        torch.autograd.backward([*ends, *local], [*gradients, *ones])
+    return losses
+
+
+@torch.no_grad()
+def evaluate(passing: Pass, cohorts: Sequence[Cohort]) -> list[Float[Tensor, "student row"]]:
+    """Summed cross-entropy of each row's targets (nats), for every student of every cohort."""
+    streams: dict[int, Tensor] = {}
+    for i in range(min((c.first for c in cohorts), default=0), passing.recorded.n_blocks):
+        _climb(passing, cohorts, streams, i)
+    return [_row_sums(passing, streams[c], cohort.count) for c, cohort in enumerate(cohorts)]
+
+
+@torch.no_grad()
+def evaluate_base(passing: Pass) -> Float[Tensor, "row"]:
+    """The same for the base itself."""
+    return _row_sums(passing, passing.recorded.resid(passing.recorded.n_blocks), 1)[0]
+
+
+def _climb(passing: Pass, cohorts: Sequence[Cohort], streams: dict[int, Tensor], i: int) -> None:
+    """Take every cohort that is on its way, or joins here, through block i."""
+    frozen = [c for c in streams if i not in cohorts[c].blocks]
+    if frozen:
+        sizes = [len(streams[c]) for c in frozen]
+        joined = streams[frozen[0]] if len(frozen) == 1 else torch.cat([streams[c] for c in frozen])
+        for c, out in zip(frozen, passing.block(i, joined).split(sizes), strict=True):
+            streams[c] = out
+    for c, cohort in enumerate(cohorts):
+        if i in cohort.blocks:
+            resid = streams.get(c)
+            if resid is None:
+                resid = passing.recorded.resid(i).repeat(cohort.count, 1, 1)
+            streams[c] = passing.block(i, resid, cohort.blocks[i])
+
+
+def _hidden(
+    passing: Pass, layer: int, out: Float[Tensor, "rows pos d_model"], count: int
+) -> Float[Tensor, "student"]:
+    x, y = passing.recorded.resid(layer).float(), passing.recorded.resid(layer + 1).float()
+    scale = (y - x).square().mean().clamp(min=1e-12)
+    errors = out.float().unflatten(0, (count, -1)) - y
+    return errors.square().mean((1, 2, 3)) / scale
+
+
+def _above(
+    passing: Pass, stream: Float[Tensor, "rows pos d_model"], cohort: Cohort
+) -> tuple[Float[Tensor, "student"], Float[Tensor, "rows pos d_model"]]:
+    """The losses read from the logits, and their gradient with respect to resid_N."""
+    split = stream.detach().unflatten(0, (cohort.count, -1))
+    gradient = torch.empty_like(split)
+    losses = split.new_zeros(cohort.count, dtype=torch.float32)
+    predicted = int((passing.batch.targets != IGNORED).sum())
+    for rows in passing.chunks(cohort.count):
+        piece = split[:, rows].requires_grad_()
+        with torch.enable_grad():
+            logits, targets = passing.read(piece, rows)
+            if cohort.target == "logits":
+                found = _divergences(logits, _old(passing, rows), targets) / predicted
+            else:
+                found = _cross_entropies(logits, targets).sum(1) / predicted
+            (gradient[:, rows],) = torch.autograd.grad(found.sum(), piece)
+        losses += found.detach()
+    return losses, gradient.flatten(0, 1)
+
+
+def _cross_entropies(
+    logits: Float[Tensor, "student n vocab"], targets: Int[Tensor, "n"]
+) -> Float[Tensor, "student n"]:
+    flat = nn.functional.cross_entropy(
+        logits.flatten(0, 1).float(),
+        targets.repeat(len(logits)),
+        ignore_index=IGNORED,
+        reduction="none",
+    )
+    return flat.unflatten(0, (len(logits), -1))
+
+
+def _divergences(
+    logits: Float[Tensor, "student n vocab"],
+    old: Float[Tensor, "n vocab"],
+    targets: Int[Tensor, "n"],
+) -> Float[Tensor, "student"]:
+    """Σ KL(old ‖ new) over the predicted positions."""
+    counted = targets != IGNORED
+    mine = logits[:, counted].float().log_softmax(-1)
+    theirs = old[counted].float().log_softmax(-1)
+    return (theirs.exp() * (theirs - mine)).sum((1, 2))
+
+
+@torch.no_grad()
+def _old(passing: Pass, rows: slice) -> Float[Tensor, "n vocab"]:
+    return passing.read(passing.recorded.resid(passing.recorded.n_blocks)[None, rows], rows)[0][0]
+
+
+def _row_sums(
+    passing: Pass, stream: Float[Tensor, "rows pos d_model"], count: int
+) -> Float[Tensor, "student row"]:
+    split = stream.unflatten(0, (count, -1))
+    found = []
+    for rows in passing.chunks(count):
+        logits, targets = passing.read(split[:, rows], rows)
+        losses = _cross_entropies(logits, targets)
+        mine = passing.batch.targets[rows]
+        if losses.shape[1] != mine.numel():  # one entry a predicted position
+            row = (mine != IGNORED).nonzero()[:, 0].to(losses.device)
+        else:
+            row = torch.arange(len(mine), device=losses.device).repeat_interleave(mine.shape[1])
+        sums = losses.new_zeros(count, len(mine)).index_add_(1, row, losses)
+        found.append(sums)
+    return torch.cat(found, dim=1)
+
+
+def _of_rows(inputs: Mapping[str, Tensor], index: Int[Tensor, "row"]) -> dict[str, Tensor]:
+    return {name: tensor[index.to(tensor.device)] for name, tensor in inputs.items()}
+
+
+def _depth(model: nn.Module, stack: Stack | None) -> int:
+    from ablate.parts import Part
+
+    return len(Part.of(model, stack, None).blocks)

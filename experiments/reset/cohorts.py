@@ -1,0 +1,261 @@
+"""How is a cohort of students trained: one AdamW, one clip, one average each?
+
+A cohort's weights are stacks W [student, ...]. torch's own AdamW updates views W[k], one parameter
+group a student with that student's rate; each student's gradient is clipped by its own norm over
+all that it trains. Beside the weights runs their average,
+
+    W̄_t = β_t W̄_{t−1} + (1 − β_t) W_t,   β_t = (1 − 1/t)^(γ+1),
+
+a window over the last part of the way, a tenth of it wide, whatever t is (Karras et al. 2024,
+"Analyzing and improving the training dynamics of diffusion models"). It shows where a falling
+learning rate would end, without training another run for every t.
+
+Weight decay is the base's, on matrices, on trained entries only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from ablate import reset
+from ablate.places import Place, block_at, masks_at, weights_at
+from ablate.students import Students
+from experiments.reset.climb import Cohort, Target
+
+GAMMA = 6.94
+"""Of the average: its window has a standard deviation of a tenth of the way."""
+
+
+@dataclass(frozen=True)
+class Treatment:
+    """What is done to one student.
+
+    Attributes:
+        resets: places that get weights by `law`; none for a control without a reset.
+        trains: places that are trained.
+        seed: of the fresh weights.
+        rate: peak learning rate.
+    """
+
+    arm: str
+    resets: tuple[Place, ...]
+    trains: tuple[Place, ...]
+    law: reset.Law = "init"
+    target: Target = "lm"
+    seed: int = 0
+    rate: float = 2e-3
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Blocks that are not the base's any more, lowest first."""
+        return tuple(sorted({place.layer for place in (*self.resets, *self.trains)}))
+
+    @property
+    def together(self) -> tuple[Any, ...]:
+        """Students for whom this is equal can be stacked."""
+        return (self.arm, self.layers, self.trains, self.target)
+
+
+@dataclass(eq=False)
+class Training:
+    """A cohort with what its optimiser knows; `members` says who its students are."""
+
+    members: list[Treatment]
+    cohort: Cohort
+    weight_decay: float
+    clip: float
+    masks: dict[tuple[int, str], Bool[Tensor, "..."]] = field(default_factory=dict)
+    step: int = 0
+    averages: list[Tensor] = field(default_factory=list)
+    first: list[Tensor] = field(default_factory=list)
+    second: list[Tensor] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.stacks = self.cohort.parameters()
+        if not self.averages:
+            self.averages = [stack.detach().clone() for stack in self.stacks]
+            self.first = [torch.zeros_like(stack) for stack in self.stacks]
+            self.second = [torch.zeros_like(stack) for stack in self.stacks]
+        names = [
+            (layer, name)
+            for layer, students in sorted(self.cohort.blocks.items())
+            for name in students.trained()
+        ]
+        self._kept = {
+            i: (mask, self.stacks[i].detach().clone())
+            for i, name in enumerate(names)
+            if (mask := self.masks.get(name)) is not None
+        }
+        self._tie()
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        members: Sequence[Treatment],
+        *,
+        initial: Mapping[str, Tensor] | None = None,
+        weights: Sequence[Mapping[str, Tensor]] | None = None,
+        weight_decay: float = 0.1,
+        clip: float = 1.0,
+    ) -> Training:
+        """Students of `members`, which are alike in `together`, reset as they say.
+
+        `weights` are those to begin with instead, by name in the model, for every student.
+        Raises ValueError for places the model does not have and laws that do not apply.
+        """
+        if weights is None:
+            weights = [starts(model, member, initial) for member in members]
+        one = members[0]
+        trained = {name for place in one.trains for name in weights_at(model, place)}
+        masks: dict[tuple[int, str], Tensor] = {}
+        blocks: dict[int, Students] = {}
+        for layer in one.layers:
+            place = next(p for p in (*one.resets, *one.trains) if p.layer == layer)
+            block = block_at(model, place)
+            start = f"{block.path}."
+            mine = [
+                {n.removeprefix(start): t for n, t in given.items() if n.startswith(start)}
+                for given in weights
+            ]
+            names = [n.removeprefix(start) for n in trained if n.startswith(start)]
+            blocks[layer] = Students(block.module, mine, names)
+            for p in one.trains:
+                if p.layer == layer:
+                    for name, mask in masks_at(model, p).items():
+                        masks[layer, name.removeprefix(start)] = mask
+        cohort = Cohort(blocks, one.target)
+        return cls(list(members), cohort, weight_decay, clip, masks)
+
+    def update(self, rate_share: float) -> Float[Tensor, "student"]:
+        """One step of every student at `rate_share` of its rate; the norms of their gradients.
+
+        A student whose gradient is not finite is left as it was: its norm says so.
+        """
+        gradients = [stack.grad for stack in self.stacks]
+        for i, (mask, _) in self._kept.items():
+            gradients[i].mul_(mask)  # pyright: ignore[reportOptionalMemberAccess]
+        norms = torch.stack([g.flatten(1).norm(dim=1) for g in gradients if g is not None])
+        norm = norms.norm(dim=0)
+        fine = norm.isfinite()
+        scale = torch.where(fine, (self.clip / (norm + 1e-6)).clamp(max=1.0), 0.0)
+        for gradient in gradients:
+            assert gradient is not None
+            if not bool(fine.all()):
+                gradient[~fine] = 0.0
+            gradient.mul_(scale.reshape(-1, *[1] * (gradient.ndim - 1)).to(gradient))
+        for group, member, ok in zip(self._groups, self._owners, fine[self._who], strict=True):
+            group["lr"] = member.rate * rate_share if ok else 0.0
+        self.optimiser.step()
+        for gradient in gradients:
+            assert gradient is not None
+            gradient.zero_()
+        for i, (mask, kept) in self._kept.items():
+            self.stacks[i].data.copy_(torch.where(mask, self.stacks[i].data, kept))
+        self.step += 1
+        share = (1 - 1 / self.step) ** (GAMMA + 1)
+        torch._foreach_lerp_(self.averages, [s.data for s in self.stacks], 1 - share)  # noqa: SLF001
+        return norm
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The averages in the place of the weights, for as long as the context lasts."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    def without(self, model: nn.Module, gone: Sequence[int]) -> Training | None:
+        """The same without some students; None if nobody is left."""
+        stay = [k for k in range(len(self.members)) if k not in set(gone)]
+        if not stay:
+            return None
+        made = Training.of(
+            model,
+            [self.members[k] for k in stay],
+            weights=[self.weights(model, k) for k in stay],
+            weight_decay=self.weight_decay,
+            clip=self.clip,
+        )
+        made.load({name: tensor[stay] for name, tensor in self.state().items()}, self.step)
+        return made
+
+    def weights(self, model: nn.Module, student: int) -> dict[str, Tensor]:
+        """One student's tensors by their names in the model."""
+        found = {}
+        for layer, students in self.cohort.blocks.items():
+            one = self.members[0]
+            place = next(p for p in (*one.resets, *one.trains) if p.layer == layer)
+            path = block_at(model, place).path
+            found |= {f"{path}.{name}": t for name, t in students.weights(student).items()}
+        return found
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything a later step depends on, [student, ...] each, but for frozen differences."""
+        lists = {
+            "weights": [stack.data for stack in self.stacks],
+            "averages": self.averages,
+            "first": self.first,
+            "second": self.second,
+        }
+        return {f"{name}/{i}": t for name, ts in lists.items() for i, t in enumerate(ts)}
+
+    def load(self, state: Mapping[str, Tensor], step: int) -> None:
+        """Take over a state of as many students."""
+        with torch.no_grad():
+            for name, tensor in self.state().items():
+                tensor.copy_(state[name])
+        self.step = step
+        self._tie()
+
+    def _swap(self) -> None:
+        for i, stack in enumerate(self.stacks):
+            stack.data, self.averages[i] = self.averages[i], stack.data
+
+    def _tie(self) -> None:
+        """Views of each student's tensors in groups of their own, with torch's AdamW over them."""
+        groups: list[dict[str, Any]] = []
+        self._owners: list[Treatment] = []
+        self._who: list[int] = []
+        states: list[tuple[nn.Parameter, dict[str, Tensor]]] = []
+        for stack in self.stacks:
+            stack.grad = torch.zeros_like(stack)
+        for k, member in enumerate(self.members):
+            for matrices in (True, False):
+                views = []
+                for i, stack in enumerate(self.stacks):
+                    if (stack.ndim > 2) is not matrices:
+                        continue
+                    view = nn.Parameter(stack.data[k])
+                    view.grad = stack.grad[k]  # pyright: ignore[reportOptionalSubscript]
+                    views.append(view)
+                    moments = {"exp_avg": self.first[i][k], "exp_avg_sq": self.second[i][k]}
+                    step = torch.tensor(float(self.step), device=view.device)
+                    states.append((view, {"step": step, **moments}))
+                if views:
+                    decay = self.weight_decay if matrices else 0.0
+                    groups.append({"params": views, "weight_decay": decay})
+                    self._owners.append(member)
+                    self._who.append(k)
+        self.optimiser = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.95), fused=True)
+        for view, state in states:
+            self.optimiser.state[view] = state
+        self._groups = self.optimiser.param_groups
+
+
+def starts(
+    model: nn.Module, treatment: Treatment, initial: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """The weights a student begins with, by name in the model: only those that are reset."""
+    found: dict[str, Tensor] = {}
+    for place in treatment.resets:
+        found |= reset.fresh(model, place, treatment.law, treatment.seed, initial=initial)
+    return found
