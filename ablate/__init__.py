@@ -13,10 +13,11 @@ if TYPE_CHECKING:
     from ablate.components import FFN, Component, Head, KVGroup, Mixer, parse_component
     from ablate.effects import LeaveOneOut, leave_one_out
     from ablate.fills import Fill, mean_fill, resample_fill
+    from ablate.fused import masks_at
     from ablate.hooked import HookedModel
     from ablate.laws import Law, fresh
     from ablate.masks import Mask
-    from ablate.places import Place, masks_at, places_of, weights_at
+    from ablate.places import Place, places_of, weights_at
     from ablate.reset import reset_, restored, train_only_
     from ablate.sites import Site
     from ablate.sweep import Reading, Swept, next_tokens
@@ -58,11 +59,12 @@ _HOME = {
     "anatomy": ("Anatomy", "Attention", "Blocks", "UnknownArchitecture"),
     "components": ("FFN", "Component", "Head", "KVGroup", "Mixer", "parse_component"),
     "fills": ("Fill", "mean_fill", "resample_fill"),
+    "fused": ("masks_at",),
     "hooked": ("HookedModel",),
     "effects": ("LeaveOneOut", "leave_one_out"),
     "laws": ("Law", "fresh"),
     "masks": ("Mask",),
-    "places": ("Place", "masks_at", "places_of", "weights_at"),
+    "places": ("Place", "places_of", "weights_at"),
     "reset": ("reset_", "restored", "train_only_"),
     "sites": ("Site",),
     "sweep": ("Reading", "Swept", "next_tokens"),

@@ -8,8 +8,8 @@ transformers marks every tensor of a loaded checkpoint as initialised, after whi
 same modules with new, unmarked parameters, filled with nan before. What is nan afterwards was not
 initialised, and is an error.
 
-The law runs on the CPU in fp32 (fp64 for an fp64 model) with a seed of its own: a block gets the
-same weights on any device and, up to rounding, in any dtype; no global generator moves.
+The law runs on the CPU in fp32 with a seed of its own: a block gets the same weights on any device
+and, up to rounding, in any dtype; no global generator moves.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _FAN_IN_AXIS = {"Conv1D": 0, "Router": -1, "Experts": -1}
 def initial_weights(hf_model: nn.Module, path: str, seed: int) -> dict[str, Tensor]:
     """Every parameter of the block at `path` as the model's own initialiser draws it.
 
-    By its name in the block. Children come before their parents, as in a new model: GPT-2's
+    By its name in the model. Children come before their parents, as in a new model: GPT-2's
     c_proj is drawn again, smaller, by the attention that it is in.
     Raises ValueError where the model has no initialiser, or it leaves a tensor out.
     """
@@ -118,8 +118,7 @@ def _on_cpu(buffer: Tensor) -> Tensor:
 
 
 def _unset(parameter: Tensor) -> nn.Parameter:
-    dtype = torch.promote_types(parameter.dtype, torch.float32)
-    return nn.Parameter(torch.full(parameter.shape, math.nan, dtype=dtype, device="cpu"))
+    return nn.Parameter(torch.full(parameter.shape, math.nan, dtype=torch.float32, device="cpu"))
 
 
 @contextmanager
@@ -131,11 +130,11 @@ def _seeded(seed: int) -> Iterator[None]:
 
 
 def _drawn(twin: nn.Module, model: str, path: str) -> dict[str, Tensor]:
-    drawn = {name: parameter.detach() for name, parameter in twin.named_parameters()}
+    drawn = {f"{path}.{name}": value.detach() for name, value in twin.named_parameters()}
     for name, value in drawn.items():
         if not value.isfinite().all():
             raise ValueError(
-                f"the initialiser of {model} leaves {path}.{name} as it was: use the law rewind, "
+                f"the initialiser of {model} leaves {name} as it was: use the law rewind, "
                 "moments or permuted"
             )
     return drawn

@@ -24,12 +24,14 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from ablate.anatomy import Anatomy, find
+from ablate.anatomy import Anatomy
+from ablate.fused import masks_at
+from ablate.identity import require_identity, without_branches
 from ablate.initialisers import initial_weights, torch_weights
-from ablate.places import Block, Place, block_at, masks_at, weights_at
+from ablate.places import Block, Place, block_at, weights_at
 
 Law = Literal[
     "init",
@@ -47,9 +49,6 @@ LAWS: tuple[Law, ...] = get_args(Law)
 Initial = Mapping[str, Tensor] | str | Path
 """The true initial weights: tensors by name, or a safetensors file, or a folder with one."""
 
-_LAST = ("c_proj", "dense_4h_to_h", "down_proj", "fc2", "wo")
-"""What families call the last projection inside an FFN module."""
-
 
 def fresh(
     hf_model: nn.Module,
@@ -62,37 +61,32 @@ def fresh(
 ) -> dict[str, Tensor]:
     """New weights for `place`, by name, with the shape, dtype and device of the old ones.
 
-    Entries of a fused projection that are not of the place are the old ones. `initial` is for the
-    law rewind alone. Raises ValueError for a place the model does not have, for weights that cannot
-    be reset alone (`weights_at`), and where the law has nothing to give.
+    Entries of a fused projection that are not of the place are the old ones. `initial` is read by
+    the law rewind alone. Raises ValueError for a place the model does not have, for weights that
+    cannot be reset alone (`weights_at`), and where the law has nothing to give.
     """
     if law not in LAWS:
         raise ValueError(f"no law {law!r}: use one of {', '.join(LAWS)}")
-    if (initial is not None) != (law == "rewind"):
-        raise ValueError(
-            "the law rewind needs initial=, the true initial weights"
-            if law == "rewind"
-            else f"initial= given for the law {law}: only rewind reads it"
-        )
     old = weights_at(hf_model, place, anatomy)
     masks = masks_at(hf_model, place, anatomy)
     block = block_at(hf_model, place, anatomy)
+    label = f"{place.stack}.{place.layer}"  # not the part: a part's weights are the block's
     with torch.no_grad():
         match law:
             case "init":
-                new = _named(block, initial_weights(hf_model, block.path, _seed(seed, block.path)))
+                new = initial_weights(hf_model, block.path, _seed(seed, label))
             case "torch":
-                new = _named(block, torch_weights(hf_model, block.path, _seed(seed, block.path)))
+                new = torch_weights(hf_model, block.path, _seed(seed, label))
             case "identity":
-                new = _named(block, initial_weights(hf_model, block.path, _seed(seed, block.path)))
-                new = _zeroed(hf_model, place, block, new)
+                require_identity(hf_model, place, anatomy)
+                new = initial_weights(hf_model, block.path, _seed(seed, label))
+                new = without_branches(block, new)
             case "rewind":
-                assert initial is not None
                 new = _read(initial, tuple(old))
             case "moments":
-                new = _each(old, masks, seed, _moments)
+                new = _each(block, old, masks, (seed, label), _moments)
             case "permuted":
-                new = _each(old, masks, seed, _permuted)
+                new = _each(block, old, masks, (seed, label), _permuted)
             case _:
                 new = _neighbours(hf_model, place, block, law, tuple(old))
         return {name: _fitted(name, new, weight, masks, law) for name, weight in old.items()}
@@ -116,10 +110,6 @@ def _fitted(
     return value.clone()
 
 
-def _named(block: Block, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {f"{block.path}.{name}": value for name, value in weights.items()}
-
-
 def _seed(seed: int, name: str) -> int:
     """A seed of its own for each block or tensor; Python's hash() differs between processes."""
     digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
@@ -127,15 +117,17 @@ def _seed(seed: int, name: str) -> int:
 
 
 def _each(
+    block: Block,
     old: Mapping[str, Tensor],
     masks: Mapping[str, Tensor],
-    seed: int,
+    seed: tuple[int, str],
     law: Callable[[Tensor, torch.Generator], Tensor],
 ) -> dict[str, Tensor]:
     """A law of single tensors, on the entries of the place, each with its own generator."""
     new = {}
     for name, weight in old.items():
-        generator = torch.Generator().manual_seed(_seed(seed, name))
+        label = seed[1] + name.removeprefix(block.path)
+        generator = torch.Generator().manual_seed(_seed(seed[0], label))
         value = weight.detach().cpu().clone()
         mask = masks[name].cpu() if name in masks else torch.ones_like(value, dtype=torch.bool)
         value[mask] = law(value[mask].double(), generator).to(value.dtype)
@@ -183,65 +175,10 @@ def _exact(value: Tensor) -> Tensor:
     return value.to(torch.promote_types(value.dtype, torch.float32))
 
 
-def has_identity(hf_model: nn.Module, place: Place, anatomy: Anatomy | None = None) -> bool:
-    """Is the block the identity when its branches add nothing?
-
-    Not so where a norm stands on the residual stream itself: post-norm, by its anatomy (no norm
-    before the attention) or its config.
-    """
-    row = block_at(hf_model, place, anatomy).row
-    config = getattr(hf_model, "config", None)
-    if getattr(config, "apply_residual_connection_post_layernorm", False):
-        return False
-    if not getattr(config, "do_layer_norm_before", True):
-        return False
-    return row.attention is None or bool(row.attention.norms)
-
-
-def _zeroed(
-    hf_model: nn.Module, place: Place, block: Block, weights: dict[str, Tensor]
-) -> dict[str, Tensor]:
-    """`weights` with the output projections of the place's branches zero, biases too."""
-    if place.part in ("norms", "qk", "position_bias"):
-        raise ValueError(
-            f"the law identity for {place}: {place.part} has no output projection to zero; "
-            "use init, or reset the block"
-        )
-    if not has_identity(hf_model, place):
-        raise ValueError(
-            f"the law identity for {place}: {type(hf_model).__name__} norms the residual stream "
-            "itself (post-norm), so its blocks have no identity; use init"
-        )
-    zero = tuple(f"{block.path}.{name}." for name in _outputs(block) if name)
-    return {
-        name: torch.zeros_like(value) if name.startswith(zero) else value
-        for name, value in weights.items()
-    }
-
-
-def _outputs(block: Block) -> list[str]:
-    """Paths, from the block, of the projections in which its branches end."""
-    row = block.row
-    paths = [a.out for a in (row.attention, row.cross) if a is not None] + [row.mixer]
-    ffn = find(block.module, row.ffn)
-    if ffn is None:
-        return paths
-    if not list(ffn.children()):
-        return [*paths, row.ffn]
-    last = [name for name, _ in ffn.named_parameters() if any(n in name.split(".") for n in _LAST)]
-    if not last:
-        raise ValueError(
-            f"the law identity for {block.path}: which matrix of {row.ffn} is its last is not "
-            "known; name that module as ffn= in anatomy="
-        )
-    return [
-        *paths,
-        *(f"{row.ffn}.{name.removesuffix('.weight').removesuffix('.bias')}" for name in last),
-    ]
-
-
-def _read(initial: Initial, names: tuple[str, ...]) -> dict[str, Tensor]:
+def _read(initial: Initial | None, names: tuple[str, ...]) -> dict[str, Tensor]:
     """The named tensors of `initial`; of a file no others are read."""
+    if initial is None:
+        raise ValueError("the law rewind needs initial=: the true initial weights, or their file")
     if isinstance(initial, Mapping):
         missing = [name for name in names if name not in initial]
         source = "the initial weights given"
@@ -255,9 +192,7 @@ def _read(initial: Initial, names: tuple[str, ...]) -> dict[str, Tensor]:
                 f"no initial weights at {initial}: give a safetensors file or a folder"
             )
         for file in files:
-            with safe_open(file, framework="pt") as tensors:
-                there = set(tensors.keys())
-                found |= {name: tensors.get_tensor(name) for name in names if name in there}
+            found |= _stored(file, names)
         missing = [name for name in names if name not in found]
     if missing:
         raise ValueError(
@@ -265,3 +200,12 @@ def _read(initial: Initial, names: tuple[str, ...]) -> dict[str, Tensor]:
             "weights of this very model before its first step"
         )
     return found
+
+
+def _stored(file: Path, names: tuple[str, ...]) -> dict[str, Tensor]:
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            there = set(tensors.keys())
+            return {name: tensors.get_tensor(name) for name in names if name in there}
+    except SafetensorError as error:
+        raise ValueError(f"{file} is no safetensors file: {error}") from error

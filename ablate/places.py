@@ -26,14 +26,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-import torch
-from einops import rearrange, repeat
-from jaxtyping import Bool
-from torch import Tensor, nn
+from torch import nn
 
 from ablate.anatomy import Anatomy, Attention, Blocks, anatomy_of, base_path, find
 from ablate.components import STACKS, Stack
-from ablate.sites import Site, sites
 
 Part = Literal["block", "attention", "ffn", "norms", "qk", "vo", "cross", "mixer", "position_bias"]
 PARTS: tuple[Part, ...] = get_args(Part)
@@ -145,57 +141,6 @@ def weights_at(
         )
     _require_own(hf_model, found)
     return found
-
-
-def masks_at(
-    hf_model: nn.Module, place: Place, anatomy: Anatomy | None = None
-) -> dict[str, Bool[Tensor, "..."]]:
-    """Which entries of a tensor are of `place`, for the tensors of which only some are.
-
-    Those are the fused projections under `qk` and `vo`; the dict is empty anywhere else. Whoever
-    trains such a place keeps the other entries: zero gradients are not enough with weight decay.
-    """
-    block = block_at(hf_model, place, anatomy)
-    row = block.row.attention
-    if place.part not in ("qk", "vo") or row is None or not row.qkv:
-        return {}
-    site = next(
-        site
-        for site in sites(hf_model, anatomy)
-        if site.block == block.path and site.row == row and site.kind == "head"
-    )
-    outputs = _fused_outputs(site, row, place.part)
-    fused = {
-        name: weight
-        for name, weight in weights_at(hf_model, place, anatomy).items()
-        if name.startswith(f"{block.path}.{row.qkv}.")
-    }
-    return {name: _spread(outputs, weight) for name, weight in fused.items()}
-
-
-def _spread(outputs: Bool[Tensor, "out"], weight: Tensor) -> Bool[Tensor, "..."]:
-    """A mask of outputs as one of entries: nn.Linear is [out, in], GPT-2's Conv1D [in, out]."""
-    at = outputs.to(weight.device)
-    if weight.ndim == 1:
-        return at
-    if weight.shape[0] == len(at):
-        return repeat(at, "out -> out width", width=weight.shape[1])
-    return repeat(at, "out -> width out", width=weight.shape[0])
-
-
-def _fused_outputs(site: Site, row: Attention, part: Part) -> Bool[Tensor, "out"]:
-    """Which outputs of a fused projection are queries and keys (qk), or values (vo)."""
-    if row.layout == "thirds":
-        axes = "part width -> (part width)"
-        values = torch.zeros(3, site.width * site.d_head, dtype=torch.bool)
-        values[2] = True
-    else:  # for each key/value head: its query heads, k, v
-        axes = "group part width -> (group part width)"
-        share = site.width // site.kv_groups
-        values = torch.zeros(site.kv_groups, share + 2, site.d_head, dtype=torch.bool)
-        values[:, -1] = True
-    flat = rearrange(values, axes)
-    return flat if part == "vo" else ~flat
 
 
 def _names_of(block: Block, part: Part) -> list[str]:

@@ -15,6 +15,7 @@ with dropout, call eval() on what is frozen yourself. Buffers (rotary tables) ar
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -22,8 +23,10 @@ import torch
 from torch import Tensor, nn
 
 from ablate.anatomy import Anatomy
-from ablate.laws import LAWS, Initial, Law, fresh, has_identity
-from ablate.places import PARTS, Part, Place, masks_at, places_of, weights_at
+from ablate.fused import masks_at
+from ablate.identity import has_identity
+from ablate.laws import LAWS, Initial, Law, fresh
+from ablate.places import PARTS, Part, Place, places_of, weights_at
 
 __all__ = [
     "LAWS",
@@ -32,6 +35,7 @@ __all__ = [
     "Law",
     "Part",
     "Place",
+    "fingerprints",
     "fresh",
     "has_identity",
     "masks_at",
@@ -94,9 +98,34 @@ def train_only_(
 
 def _listed(places: Place | Iterable[Place]) -> list[Place]:
     listed = [places] if isinstance(places, Place) else list(places)
-    if not listed:
-        raise ValueError("no place asked for: give at least one, Place(3) or Place(3, 'ffn')")
+    if not listed or not all(isinstance(place, Place) for place in listed):
+        raise ValueError(
+            f"{places!r} are no places: give at least one, Place(3) or Place.parse('3.ffn')"
+        )
     return listed
+
+
+def fingerprints(
+    hf_model: nn.Module, without: Iterable[Place] = (), anatomy: Anatomy | None = None
+) -> dict[str, str]:
+    """A hash of the bytes of every parameter and buffer that is on a device, by name.
+
+    Weights of the places `without` are left out; of a fused tensor, their entries. Equal before and
+    after training: what was frozen is bitwise what it was. Reads every weight once.
+    """
+    skipped: dict[str, Tensor] = {}
+    for place in without:
+        masks = masks_at(hf_model, place, anatomy)
+        for name, weight in weights_at(hf_model, place, anatomy).items():
+            mask = masks.get(name, torch.ones_like(weight, dtype=torch.bool))
+            skipped[name] = skipped.get(name, torch.zeros_like(mask)) | mask
+    found: dict[str, str] = {}
+    for name, tensor in [*hf_model.named_parameters(), *hf_model.named_buffers()]:
+        kept = tensor.detach() if name not in skipped else tensor.detach()[~skipped[name]]
+        if kept.numel() and not kept.is_meta:
+            raw = kept.cpu().contiguous().flatten().view(torch.uint8).numpy()
+            found[name] = hashlib.blake2b(raw.tobytes(), digest_size=16).hexdigest()
+    return found
 
 
 @contextmanager
