@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 NOT_HASHED: Mapping[str, bool] = {"hashed": False}
 """Metadata of a dataclass field that changes the cost of a run and not its result."""
 
+LATER: Mapping[str, bool] = {"later": True}
+"""Metadata of a dataclass field younger than runs that are kept: at its default it is left out of
+the config, so that their hashes stay what they were."""
+
 INPUT: Mapping[str, bool] = {"input": True}
 """Metadata of a dataclass field that names a local input, by a path or a bundled name."""
 
@@ -91,12 +95,15 @@ class ModelOptions(RunOptions):
 def options_of(study: Any) -> dict[str, Any]:
     """The fields of a study that decide its result, as JSON values (paths and tuples written out).
 
-    `study` is a dataclass instance. Left out: `runs`, and fields with metadata NOT_HASHED.
+    `study` is a dataclass instance. Left out: `runs`, fields with metadata NOT_HASHED, and those
+    with metadata LATER at their default.
     """
     return {
         field.name: _plain(getattr(study, field.name))
         for field in dataclasses.fields(study)
-        if field.name != "runs" and field.metadata.get("hashed", True)
+        if field.name != "runs"
+        and field.metadata.get("hashed", True)
+        and not (field.metadata.get("later") and getattr(study, field.name) == field.default)
     }
 
 

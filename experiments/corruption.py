@@ -20,8 +20,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from experiments.objectives import Batch
-from experiments.training import IGNORED
+from experiments.objectives import IGNORED, Batch
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,7 @@ class Spans:
         """Every row loses as many tokens in as many spans, so nothing is padded."""
         tokens, length = rows.numpy(), rows.shape[1]
         lost = min(max(1, round(self.share * length)), length - 1)
-        count = min(max(1, round(lost / self.mean_length)), lost, length - lost)
+        count = span_count(length, self.share, self.mean_length)
         if count > len(self.sentinels):
             raise ValueError(
                 f"rows of {length} tokens have {count} spans: the vocabulary has "
@@ -104,6 +103,12 @@ class Spans:
             "decoder_input_ids": shifted(targets, self.start),
         }
         return Batch(inputs, targets, rows.numel())
+
+
+def span_count(length: int, share: float = 0.15, mean_length: float = 3.0) -> int:
+    """How many spans a row of `length` tokens loses, and so the sentinels it needs."""
+    lost = min(max(1, round(share * length)), length - 1)
+    return min(max(1, round(lost / mean_length)), lost, length - lost)
 
 
 @dataclass(frozen=True)

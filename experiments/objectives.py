@@ -26,8 +26,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from experiments.orders import Order
-from experiments.training import IGNORED
 
+IGNORED = -100
+"""The target that cross-entropy leaves out, as in torch."""
 HELD_OUT_SEED = 0x68656C64
 """Of the held-out masks: one for all, so that losses of any two runs compare."""
 PICK_EVERY = 4

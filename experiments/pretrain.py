@@ -1,9 +1,11 @@
 """Can a language model small enough to ship learn in context, and when does it begin?
 
-Trains an OPT-shaped model from scratch on text that every Python installation carries, measures
-validation loss and induction along the way, and leaves a Hugging Face folder with its training
-record. The bundled model is what two runs of this study wrote: one with no option, and one that
-went on from it with longer rows (its training.json has both commands).
+Trains a model from scratch on text that every Python installation carries, measures it along the
+way, and leaves a Hugging Face folder with its training record. With no option it is OPT-shaped: the
+bundled model is what two runs of this study wrote, one with no option, and one that went on from it
+with longer rows (its training.json has both commands). Other families, sizes and objectives are
+bases for other studies, so the model as it was at the start and as it was at shares of the way is
+kept beside the last one.
 """
 
 from __future__ import annotations
@@ -14,27 +16,34 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from experiments.config import INPUT, NOT_HASHED, RunOptions
+from experiments.config import INPUT, LATER, NOT_HASHED, RunOptions
+from experiments.families import KINDS, TASKS, Family, TaskName
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from experiments.pretrain_setup import Setup
     from experiments.run_folder import Outcome, RunFolder
-
-VALIDATION_TOKENS = 65_536
-"""Held-out tokens measured for a row of the curve; the end measures all of them besides."""
 
 
 @dataclass(frozen=True)
 class Pretraining(RunOptions):
-    """Train a small OPT language model on the standard library's source, from scratch.
+    """Train a small language model on the standard library's source, from scratch.
 
     $ ablate pretrain --layers 2 --d-model 64 --tokens 1000000
     """
 
+    grid: Literal["", "tokens", "tokens-per-parameter"] = field(default="", metadata=LATER)
+    """Train the bases of the reset study, all on as many tokens or on as many a parameter; they
+    bring their own shapes."""
+    family: Family = field(default="opt", metadata=LATER)
+    """Architecture: opt, gpt2 and llama decode, bert encodes, t5 and bart do both."""
+    objective: Literal["auto", "lm", "mlm", "denoising", "translation"] = field(
+        default="auto", metadata=LATER
+    )
+    """What is predicted; auto is lm for a decoder, mlm for an encoder, denoising for both."""
+
     layers: int = 4
-    """Number of blocks."""
+    """Number of blocks; of an encoder-decoder, in each stack."""
     d_model: int = 192
     """Width of the residual stream; the FFN is four times as wide."""
     heads: int = 6
@@ -54,13 +63,20 @@ class Pretraining(RunOptions):
     rate: float = 2e-3
     """Peak learning rate of AdamW."""
     warmup: int = 200
-    """Steps of linear warm-up; a cosine decay to 5 % follows."""
+    """Steps of linear warm-up; the schedule follows."""
+    schedule: Literal["cosine", "wsd", "constant"] = field(default="cosine", metadata=LATER)
+    """Of the rate: cosine decays to 5 % all the way, wsd linearly over the last fifth, constant
+    never."""
     short_rows: int = 256
     """Row length of the first phase; windows are split into such rows."""
     short_share: float = 0.7
     """Share of the steps spent in the first phase."""
     repeated_share: float = 0.25
     """Share of the rows made of one repeated span (half text, half random tokens)."""
+    reserved_share: float = field(default=0.0, metadata=LATER)
+    """Share of the corpus that is kept from training, for studies that need text never read."""
+    curve_tokens: int = field(default=65_536, metadata=LATER)
+    """Held-out tokens measured for a row of the curve; the end measures all of them besides."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Dtype of matrix products; auto is bfloat16 where the device has it."""
     device: str = "auto"
@@ -69,7 +85,7 @@ class Pretraining(RunOptions):
     """Seconds between checkpoints."""
 
     def __post_init__(self) -> None:
-        for name in ("layers", "d_model", "heads", "tokens", "batch", "warmup"):
+        for name in ("layers", "d_model", "heads", "tokens", "batch", "warmup", "curve_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)}: give ≥ 1")
         super().__post_init__()
@@ -94,6 +110,28 @@ class Pretraining(RunOptions):
                 f"--short-rows {self.short_rows}: give a length from 32 to --context {self.context}"
             )
 
+        self._check_objective()
+
+    def _check_objective(self) -> None:
+        known = TASKS[KINDS[self.family]]
+        if self.objective != "auto" and self.objective not in known:
+            raise ValueError(
+                f"--objective {self.objective}: {self.family} can be trained on "
+                f"{' or '.join(known)}; give that, or another --family"
+            )
+        if not 0 <= self.reserved_share <= 0.9:
+            raise ValueError(f"--reserved-share {self.reserved_share}: give a share in [0, 0.9]")
+        if self.family == "llama" and self.d_model // self.heads % 2:
+            raise ValueError(
+                f"llama turns pairs of dimensions: {self.d_model} over {self.heads} heads leaves "
+                f"{self.d_model // self.heads} each; give another --heads"
+            )
+
+    @property
+    def task(self) -> TaskName:
+        """The objective, auto resolved."""
+        return TASKS[KINDS[self.family]][0] if self.objective == "auto" else self.objective
+
     @property
     def steps(self) -> int:
         """Updates in all."""
@@ -105,18 +143,19 @@ class Pretraining(RunOptions):
 
     def run(self, folder: RunFolder) -> Outcome:
         """Train (or take up the checkpoint), measure, write the model and its record."""
-        from experiments.pretrain_report import curve_frame, figures, report
+        from experiments.pretrain_report import curve_frame, figures, headline, report
         from experiments.run_folder import Outcome
 
+        if self.grid:
+            from experiments.bases import train_grid
+
+            return train_grid(self, folder)
         folder.create()
         _, _, record = self.train(folder.path)
         frame = curve_frame(record["curve"])
         final, whole = record["curve"][-1], record["held_out"]["validation_loss"]
         outcome = Outcome(
-            f"held-out loss {whole:.3f} nat after {record['tokens_seen']:,} "
-            f"tokens; the best head matches prefixes with {final['prefix_matching']:.2f}, and the "
-            f"second copy of random tokens costs "
-            f"{final['second_copy_loss'] / final['first_copy_loss']:.0%} of the first",
+            headline(record),
             {"model": str(folder.path / "model"), **final, "held_out_loss": whole},
         )
         made = folder.finish(outcome, frame, figures=figures(frame), report=report(record))
@@ -129,15 +168,19 @@ class Pretraining(RunOptions):
         """Everything but the run folder's bookkeeping: works in `path`, resumes what it finds."""
         from tqdm import tqdm
 
+        from experiments.pretrain_curve import as_saved, measured_steps, row, whole
         from experiments.pretrain_record import training_record, write_model
         from experiments.pretrain_setup import prepare
-        from probes.in_context import held_out_losses
+        from experiments.waypoints import keep_first, keep_waypoint
 
         setup = prepare(self, path)
         trainer, tokenizer = setup.trainer, setup.text.tokenizer
+        folder = path / "model"
+        if not self.start_from:
+            keep_first(trainer.model, folder)
         if trainer.resume():
             tqdm.write(f"resuming at step {trainer.step:,} of {self.steps:,}", file=_stderr())
-        every = max(1, self.steps // 40)
+        measured = measured_steps(self.steps)
         mean_loss = None
         with tqdm(
             total=self.steps * self.batch * self.context,
@@ -151,42 +194,17 @@ class Pretraining(RunOptions):
                 mean_loss = loss if mean_loss is None else 0.98 * mean_loss + 0.02 * loss
                 bar.update(self.batch * self.context)
                 bar.set_postfix(loss=f"{mean_loss:.3f}", refresh=False)
-                if trainer.step % every == 0 and trainer.step < self.steps:
-                    self._measure(setup)
+                if trainer.step in measured and trainer.step < self.steps:
+                    trainer.rows.append(row(self, setup))
+                if not self.start_from:
+                    keep_waypoint(self, setup, folder)
         if not trainer.rows or trainer.rows[-1]["step"] < self.steps:
-            self._measure(setup)
+            trainer.rows.append(row(self, setup))
             trainer.save()
-        model = _rounded(trainer.model)
-        whole = held_out_losses(model, setup.text.held_out, self.context, setup.rows.bos)
-        record = training_record(self, setup, whole)
-        write_model(model, tokenizer, record, path / "model", setup.text.held_out)
+        model = as_saved(trainer.model)
+        record = training_record(self, setup, whole(self, setup, model), folder)
+        write_model(model, tokenizer, record, folder, setup.text.held_out)
         return model, tokenizer, record
-
-    def _measure(self, setup: Setup) -> None:
-        """Append one row of measurements, on the weights as they will be saved."""
-        from probes.in_context import in_context_measurements
-
-        trainer, text = setup.trainer, setup.text
-        model = _rounded(trainer.model)
-        trainer.rows.append(
-            {
-                "step": trainer.step,
-                "tokens": trainer.tokens,
-                "seconds": trainer.seconds,
-                **in_context_measurements(
-                    model, text.tokenizer, text.held_out, self.context, VALIDATION_TOKENS
-                ),
-            }
-        )
-
-
-def _rounded(model: Any) -> PreTrainedModel:
-    """A copy in evaluation mode whose weights went through bf16, as the saved ones do."""
-    import copy
-
-    import torch
-
-    return copy.deepcopy(model).to(torch.bfloat16).to(torch.float32).eval()
 
 
 def _stderr() -> Any:

@@ -17,7 +17,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.config import command_line
+from experiments.config import command_line, options_of
+from experiments.families import KINDS
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -30,16 +31,20 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
 def training_record(
-    study: Pretraining, setup: Setup, held_out: Mapping[str, float]
+    study: Pretraining, setup: Setup, held_out: Mapping[str, float], folder: Path
 ) -> dict[str, Any]:
     """What goes into training.json; tokens, epochs and curve count an earlier model's too.
 
     tokens_seen is T0, unique_tokens is U0 (no more than the corpus holds). `held_out` are the
     losses on all held-out tokens; every row of the curve was measured on the same part of them.
+    `options`, the corpus's digest and the earlier record are enough to read the same rows again.
     """
     import torch
 
-    trainer, rows, facts = setup.trainer, setup.rows, setup.facts
+    from experiments.waypoints import waypoints
+
+    trainer, facts = setup.trainer, setup.facts
+    rows = setup.objective.order.legs[0].rows
     earlier = facts["earlier"] or {"tokens_seen": 0, "epochs": 0.0, "curve": [], "seconds": 0.0}
     seen = earlier["tokens_seen"] + trainer.tokens
     step = earlier["curve"][-1]["step"] if earlier["curve"] else 0
@@ -49,6 +54,9 @@ def training_record(
     ]
     return {
         "command": command_line("pretrain", study),
+        "options": options_of(study),
+        "kind": KINDS[study.family],
+        "objective": study.task,
         "python": sys.version.split()[0],
         "platform": platform.platform(),
         "versions": {p: version(p) for p in ("torch", "transformers", "tokenizers", "numpy")},
@@ -70,6 +78,7 @@ def training_record(
         **facts,
         "held_out": {"tokens": len(setup.text.held_out), **held_out},
         "curve": [*earlier["curve"], *curve],
+        "checkpoints": [] if study.start_from else waypoints(folder),
     }
 
 

@@ -20,6 +20,7 @@ PANELS: Mapping[str, tuple[str, Mapping[str, str]]] = {
             "validation_loss": "all positions",
             "early_loss": "positions 20–60",
             "late_loss": "positions 400–500",
+            "no_source_loss": "with another row's source",
         },
     ),
     "random tokens, repeated": (
@@ -32,6 +33,10 @@ PANELS: Mapping[str, tuple[str, Mapping[str, str]]] = {
     ),
 }
 """Title -> (unit, metric -> label)."""
+_COPIES = (
+    "Rows that repeat a span were part of the training mix, so the model was helped to "
+    "copy; a model of plain text may get there later, or otherwise.",
+)
 
 
 def curve_frame(rows: Sequence[Mapping[str, float]]) -> pd.DataFrame:
@@ -42,8 +47,10 @@ def curve_frame(rows: Sequence[Mapping[str, float]]) -> pd.DataFrame:
 
 def figures(frame: pd.DataFrame) -> Mapping[str, Figure]:
     """One figure: what the model learned, against tokens."""
-    figure, axes = panels(1, len(PANELS), width=4.2)
-    for ax, (title, (unit, labels)) in zip(axes[0], PANELS.items(), strict=True):
+    measured = set(frame.metric)
+    shown = {title: panel for title, panel in PANELS.items() if measured & set(panel[1])}
+    figure, axes = panels(1, len(shown), width=4.2)
+    for ax, (title, (unit, labels)) in zip(axes[0], shown.items(), strict=True):
         rows = frame[frame.metric.isin(labels)]
         rows = rows.assign(metric=rows.metric.map(labels), millions=rows.tokens / 1e6)
         curve(
@@ -58,13 +65,32 @@ def figures(frame: pd.DataFrame) -> Mapping[str, Figure]:
     return {"training": figure}
 
 
+def headline(record: Mapping[str, Any]) -> str:
+    """The run in one sentence."""
+    final, whole = record["curve"][-1], record["held_out"]["validation_loss"]
+    start = f"held-out loss {whole:.3f} nat after {record['tokens_seen']:,} tokens"
+    if record["kind"] == "decoder":
+        return (
+            f"{start}; the best head matches prefixes with {final['prefix_matching']:.2f}, and the "
+            f"second copy of random tokens costs "
+            f"{final['second_copy_loss'] / final['first_copy_loss']:.0%} of the first"
+        )
+    if "no_source_loss" in final:
+        return f"{start}; {record['held_out']['no_source_loss']:.3f} with another row's source"
+    return start
+
+
 def report(record: Mapping[str, Any]) -> Report:
     """The page of a run, from its training record."""
     first, last = record["curve"][0], record["curve"][-1]
+    decoder = record["kind"] == "decoder"
     return Report(
-        title="Does this model learn in context, and since when?",
+        title="Does this model learn in context, and since when?"
+        if decoder
+        else f"How well does this model learn its task ({record['objective']}), and since when?",
         question=(
-            f"A decoder of {record['parameters']:,} parameters was trained on "
+            f"{'A' if decoder else 'An'} {record['kind']} of {record['parameters']:,} parameters "
+            f"was trained on "
             f"{record['tokens_seen']:,} tokens ({record['epochs']:.1f} epochs of "
             f"{record['unique_tokens_in_corpus']:,}) of the corpus `{record['corpus']['name']}`. "
             f"The mix: {record['training_mix']}."
@@ -81,11 +107,14 @@ def report(record: Mapping[str, Any]) -> Report:
         captions={
             "training": "Held-out loss by position, loss on repeated random tokens, and the best "
             "head's attention to the token that followed the last occurrence, during training."
+            if decoder
+            else "Held-out loss during training."
         },
         caveats=[
-            "One seed: when induction appears differs from seed to seed.",
-            "Rows that repeat a span were part of the training mix, so the model was helped to "
-            "copy; a model of plain text may get there later, or otherwise.",
+            "One seed: when induction appears differs from seed to seed."
+            if decoder
+            else "One seed.",
+            *(_COPIES if record["options"]["repeated_share"] else ()),
             "Measured on the weights rounded to bf16, as they are saved.",
         ],
     )

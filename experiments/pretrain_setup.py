@@ -17,41 +17,50 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from experiments import corpora, tokens, training
+from experiments import corpora, shapes, tokens, training
+from experiments.config import options_of
+from experiments.objectives import Objective
+from experiments.orders import Order, two_lengths
 from experiments.pretrain_record import copy_tokenizer, earlier_record, load_weights
+from probes.loss import windows
 
 if TYPE_CHECKING:
     import numpy as np
-    from transformers import OPTForCausalLM, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
     from experiments.pretrain import Pretraining
 
+BOS_ID = tokens.SPECIAL.index(tokens.BOS)
+VALIDATION_SHARE = 0.05
+"""Of the corpus's files, by cluster of near-duplicates."""
 BF16_PROCESSORS = ("amx_bf16", "avx512_bf16", "bf16")
 """Capabilities (torch.cpu.get_capabilities) of CPUs that multiply in bf16; others emulate it, and
 lose by it."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Text:
     """A corpus and the tokens it is made of.
 
     Attributes:
         stream: the training side.
         held_out: the validation side.
+        reserved: files that neither training nor validation reads, as many as were asked for.
     """
 
     corpus: corpora.Corpus
     tokenizer: PreTrainedTokenizerBase
     stream: Int[np.ndarray, "token"]
     held_out: Int[Tensor, "token"]
+    reserved: Int[np.ndarray, "token"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Setup:
     """All that training and its record need."""
 
     text: Text
-    rows: tokens.Rows
+    objective: Objective
     trainer: training.Trainer
     facts: dict[str, Any]
     """What training.json says of them."""
@@ -63,12 +72,22 @@ def prepare(study: Pretraining, path: Path) -> Setup:
     Raises ValueError for a device that is not there and a corpus that is too small.
     """
     device = device_of(study.device)
-    corpus = corpora.load_corpus(study.corpus, seed=0)
+    corpus, reserved = split(study)
     earlier = earlier_record(study.start_from, corpus.digest) if study.start_from else None
-    text = _text(study, corpus, path / "model")
-    rows = _rows(study, text)
+    if study.start_from:
+        copy_tokenizer(Path(study.start_from), path / "model")
+    tokenizer = tokens.train_tokenizer(
+        [d.text for d in corpus.train], study.vocab, path / "model", extra_tokens(study)
+    )
+    text = text_of(study, corpus, reserved, tokenizer)
+    objective = objective_of(study, text)
     torch.manual_seed(study.seed)
-    model: Any = _model(study, text)
+    shape = shapes.Shape(
+        study.layers, study.d_model, study.heads, study.context, len(text.tokenizer)
+    )
+    model = shapes.build(study.family, shape)
+    if study.start_from:
+        load_weights(model, Path(study.start_from))
     facts = {
         "corpus": {
             "name": corpus.name,
@@ -79,19 +98,20 @@ def prepare(study: Pretraining, path: Path) -> Setup:
         },
         "train_tokens_sha256": tokens.digest(text.stream),
         "unique_tokens_in_corpus": len(text.stream),
+        "reserved_tokens": len(text.reserved),
         "parameters": sum(p.numel() for p in model.parameters()),
         "earlier": earlier,
     }
     trainer = training.Trainer(
         model.to(device),
-        lambda step: rows.at(step, study.row(step)),
-        training.Schedule(study.rate, study.steps, study.warmup),
+        objective.at,
+        training.Schedule(study.rate, study.steps, study.warmup, kind=study.schedule),
         path / "checkpoint.safetensors",
         _identity(study, facts["train_tokens_sha256"]),
         device,
         autocast=torch.bfloat16 if _precision(study, path, device) == "bfloat16" else None,
     )
-    return Setup(text, rows, trainer, facts)
+    return Setup(text, objective, trainer, facts)
 
 
 def device_of(name: str) -> torch.device:
@@ -110,10 +130,28 @@ def device_of(name: str) -> torch.device:
     return device
 
 
-def _text(study: Pretraining, corpus: corpora.Corpus, folder: Path) -> Text:
-    if study.start_from:
-        copy_tokenizer(Path(study.start_from), folder)
-    tokenizer = tokens.train_tokenizer([d.text for d in corpus.train], study.vocab, folder)
+def split(study: Pretraining) -> tuple[corpora.Corpus, tuple[corpora.Document, ...]]:
+    """The corpus, and the files kept from its training side.
+
+    The validation side is the same whatever share is reserved.
+    """
+    corpus = corpora.load_corpus(study.corpus, validation_share=VALIDATION_SHARE, seed=0)
+    if not study.reserved_share:
+        return corpus, ()
+    wider = VALIDATION_SHARE + study.reserved_share
+    kept = corpora.load_corpus(study.corpus, validation_share=wider, seed=0)
+    validation = {document.path for document in corpus.validation}
+    reserved = tuple(d for d in kept.validation if d.path not in validation)
+    return dataclasses.replace(corpus, train=kept.train), reserved
+
+
+def text_of(
+    study: Pretraining,
+    corpus: corpora.Corpus,
+    reserved: tuple[corpora.Document, ...],
+    tokenizer: PreTrainedTokenizerBase,
+) -> Text:
+    """The three sides in tokens. ValueError where the held-out side has not one window."""
     held_out = tokens.token_stream(corpus.validation, tokenizer).astype("int64")
     if len(held_out) < study.context:
         raise ValueError(
@@ -121,55 +159,43 @@ def _text(study: Pretraining, corpus: corpora.Corpus, folder: Path) -> Text:
             f"give more text, or a --context below {study.context}"
         )
     stream = tokens.token_stream(corpus.train, tokenizer)
-    return Text(corpus, tokenizer, stream, torch.from_numpy(held_out))
+    kept = tokens.token_stream(reserved, tokenizer) if reserved else stream[:0]
+    return Text(corpus, tokenizer, stream, torch.from_numpy(held_out), kept)
 
 
-def _rows(study: Pretraining, text: Text) -> tokens.Rows:
-    return tokens.Rows(
+def objective_of(study: Pretraining, text: Text) -> Objective:
+    """What `study` trains on and is measured by."""
+    task = shapes.task_of(study.family, study.task, study.context, len(text.tokenizer))
+    rows = windows(text.held_out, study.context, bos=BOS_ID)
+    return Objective(task, order_of(study, text), rows, study.seed)
+
+
+def order_of(study: Pretraining, text: Text) -> Order:
+    """The rows of every step: short ones for a share of the steps, whole windows after."""
+    rows = tokens.Rows(
         text.stream,
         study.context,
         study.batch,
         study.seed,
         study.repeated_share,
-        tokens.SPECIAL.index(tokens.BOS),
-        len(tokens.SPECIAL),
+        BOS_ID,
+        len(tokens.SPECIAL) + len(extra_tokens(study)),
         len(text.tokenizer),
     )
+    return two_lengths(rows, study.steps, study.short_rows, study.short_share)
 
 
-def _model(study: Pretraining, text: Text) -> OPTForCausalLM:
-    """The model before its first step: drawn from torch's seed, or the weights to go on from."""
-    from transformers import OPTConfig, OPTForCausalLM
-
-    bos = tokens.SPECIAL.index(tokens.BOS)
-    config = OPTConfig(
-        vocab_size=len(text.tokenizer),
-        hidden_size=study.d_model,
-        word_embed_proj_dim=study.d_model,
-        ffn_dim=4 * study.d_model,
-        num_hidden_layers=study.layers,
-        num_attention_heads=study.heads,
-        max_position_embeddings=study.context,
-        dropout=0.0,
-        attention_dropout=0.0,
-        layerdrop=0.0,
-        bos_token_id=bos,
-        eos_token_id=bos,
-        pad_token_id=tokens.SPECIAL.index(tokens.PAD),
-    )
-    model = OPTForCausalLM(config)
-    if study.start_from:
-        load_weights(model, Path(study.start_from))
-    return model
+def extra_tokens(study: Pretraining) -> tuple[str, ...]:
+    """The special tokens of the study's tokenizer besides the usual four."""
+    return shapes.extra_tokens(study.family, study.task, study.context)
 
 
 def _identity(study: Pretraining, train_tokens: str) -> dict[str, Any]:
     """What a checkpoint must agree with to be gone on from."""
-    ignored = ("runs", "precision", "device", "save_every")
     options = {
         name: value
-        for name, value in dataclasses.asdict(study).items()
-        if name not in ignored and (name != "start_from" or value)
+        for name, value in options_of(study).items()
+        if name not in ("precision", "device") and (name != "start_from" or value)
     }
     return {"study": options, "train_tokens_sha256": train_tokens}
 

@@ -37,16 +37,23 @@ SPECIAL = ("<s>", PAD, BOS, UNK)
 SHORTEST_SPAN = 8
 
 
-def train_tokenizer(texts: Sequence[str], vocab: int, folder: Path) -> PreTrainedTokenizerBase:
+def train_tokenizer(
+    texts: Sequence[str], vocab: int, folder: Path, extra: Sequence[str] = ()
+) -> PreTrainedTokenizerBase:
     """Learn a byte-level BPE of `vocab` entries on `texts`, save it in `folder`, load it back.
 
-    Encoding prepends `</s>`, as OPT's own tokenizer does. An existing tokenizer.json is reused.
+    Encoding prepends `</s>`, as OPT's own tokenizer does. `extra` special tokens (masks, sentinels)
+    follow the usual four. An existing tokenizer.json is reused.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    if vocab < 256 + len(SPECIAL):
-        raise ValueError(f"vocabulary of {vocab} asked for: bytes need at least 260 entries")
+    special = [*SPECIAL, *extra]
+    if vocab < 256 + len(special):
+        raise ValueError(
+            f"vocabulary of {vocab} asked for: bytes and {len(special)} special tokens need at "
+            f"least {256 + len(special)} entries"
+        )
     if not (folder / "tokenizer.json").exists():
         tokenizer = Tokenizer(models.BPE())
         # `pre_tokenizers` and friends are compiled classes whose stubs pyright reads as modules.
@@ -54,7 +61,7 @@ def train_tokenizer(texts: Sequence[str], vocab: int, folder: Path) -> PreTraine
         tokenizer.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
             vocab_size=vocab,
-            special_tokens=list(SPECIAL),
+            special_tokens=special,
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         )
@@ -70,6 +77,7 @@ def train_tokenizer(texts: Sequence[str], vocab: int, folder: Path) -> PreTraine
             pad_token=PAD,
             unk_token=UNK,
             clean_up_tokenization_spaces=False,
+            **({"extra_special_tokens": list(extra)} if extra else {}),
         ).save_pretrained(folder)
     return AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
@@ -77,10 +85,11 @@ def train_tokenizer(texts: Sequence[str], vocab: int, folder: Path) -> PreTraine
 def token_stream(
     documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase
 ) -> Int[np.ndarray, "token"]:
-    """All documents as one uint16 stream, each opened by `</s>`."""
-    assert len(tokenizer) <= 2**16
+    """All documents as one stream (uint16 where the ids fit), each opened as `tokenizer` opens it:
+    by `</s>` for our own."""
+    dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
     encoded = tokenizer([document.text for document in documents], verbose=False)["input_ids"]
-    return np.concatenate([np.asarray(ids, dtype=np.uint16) for ids in encoded])
+    return np.concatenate([np.asarray(ids, dtype=dtype) for ids in encoded])
 
 
 def digest(stream: Int[np.ndarray, "token"]) -> str:

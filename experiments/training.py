@@ -4,41 +4,63 @@ One checkpoint file holds everything a step depends on: trained parameters, buff
 state, RNG states, the step, and the curve so far. It is written beside the old one and renamed,
 so a `kill -9` at any instant leaves either the old state or the new one. Batches are pure
 functions of the step (`batch_at(step)`), so the step is the data cursor.
+
+A schedule of the kind wsd has a trunk of constant rate before its decay, so what a shorter run
+would have given can be had from the longer one: `ended_at` forks the trunk and decays.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
+import inspect
 import json
 import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-IGNORED = -100
-"""The label that cross-entropy leaves out, as in torch."""
+from experiments.objectives import Batch, loss
+
+DECAY_SHARE = 0.2
+"""Share of the steps that a wsd schedule decays over."""
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Linear warm-up to `peak`, then a cosine decay to `final_share` of it at `steps`."""
+    """Linear warm-up to `peak`, then down to `final_share` of it at `steps`.
+
+    Attributes:
+        kind: cosine decays from the warm-up on; wsd (warm-up, stable, decay) linearly over the last
+            DECAY_SHARE of the steps; constant never.
+    """
 
     peak: float
     steps: int
     warmup: int
     final_share: float = 0.05
+    kind: Literal["cosine", "wsd", "constant"] = "cosine"
+
+    @property
+    def stable(self) -> int:
+        """The step that a wsd schedule begins to decay at."""
+        return self.steps - round(DECAY_SHARE * self.steps)
 
     def rate(self, step: int) -> float:
         """Learning rate of the update that starts at `step` (0-based)."""
         if step < self.warmup:
             return self.peak * (step + 1) / self.warmup
+        if self.kind == "constant":
+            return self.peak
+        if self.kind == "wsd":
+            decayed = max(0, step - self.stable) / max(1, self.steps - self.stable)
+            return self.peak * (1 - (1 - self.final_share) * min(1.0, decayed))
         progress = (step - self.warmup) / max(1, self.steps - self.warmup)
         floor = self.peak * self.final_share
         return floor + (self.peak - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
@@ -49,9 +71,8 @@ class Trainer:
     """The state of one training run; `run` advances it, `save` and `resume` move it to disk.
 
     Attributes:
-        model: called as `model(tokens, use_cache=False).logits`; parameters with
-            requires_grad are trained.
-        batch_at: step → tokens [batch, pos]; pure.
+        model: called as `model(**batch.inputs).logits`; parameters with requires_grad are trained.
+        batch_at: step → batch; pure.
         schedule: learning rate by step, and the number of steps.
         checkpoint: path of the one checkpoint file (safetensors).
         identity: what the run is; a checkpoint with another identity is refused.
@@ -61,7 +82,7 @@ class Trainer:
     """
 
     model: nn.Module
-    batch_at: Callable[[int], Int[Tensor, "batch pos"]]
+    batch_at: Callable[[int], Batch]
     schedule: Schedule
     checkpoint: Path
     identity: dict[str, Any]
@@ -81,6 +102,9 @@ class Trainer:
             {"params": [p for p in trained if p.ndim > 1], "weight_decay": self.weight_decay},
             {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
         ]
+        # A cache of keys is for generation alone; encoders know no such argument.
+        known = inspect.signature(self.model.forward).parameters
+        self.quietly = {"use_cache": False} if "use_cache" in known else {}
         self.optimiser = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.95), fused=True)
 
     def run(self, *, save_every: float = 60.0) -> Iterator[float]:
@@ -91,24 +115,24 @@ class Trainer:
         saved = time.monotonic()
         while self.step < self.schedule.steps:
             started = time.monotonic()
-            loss, count = self._update()
+            nats, count = self._update()
             self.step += 1
             self.tokens += count
             self.seconds += time.monotonic() - started
-            yield loss
+            yield nats
             if time.monotonic() - saved > save_every:
                 self.save()
                 saved = time.monotonic()
         self.save()
 
     def _update(self) -> tuple[float, int]:
-        tokens = self.batch_at(self.step).to(self.device)
+        batch = self.batch_at(self.step).to(self.device)
         for group in self.optimiser.param_groups:
             group["lr"] = self.schedule.rate(self.step)
         self.model.train()
         with self.precision():
-            loss = next_token_loss(self.model(tokens, use_cache=False).logits, tokens)
-        loss.backward()
+            nats = loss(self.model(**batch.inputs, **self.quietly).logits, batch)
+        nats.backward()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
         if not torch.isfinite(norm):
             raise ValueError(
@@ -117,7 +141,23 @@ class Trainer:
             )
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
-        return float(loss.detach()), tokens.numel()
+        return float(nats.detach()), batch.tokens
+
+    def ended_at(self, steps: int) -> nn.Module:
+        """The model that a wsd run of `steps` steps ends with; this run is left as it is.
+
+        To be called at the step where that run would begin to decay: up to there they are one.
+        """
+        schedule = replace(self.schedule, steps=steps)
+        assert self.step == schedule.stable, f"step {self.step} is not where {steps} steps fork"
+        fork = replace(self, model=copy.deepcopy(self.model), schedule=schedule, rows=[])
+        fork.optimiser.load_state_dict(copy.deepcopy(self.optimiser.state_dict()))
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            while fork.step < steps:
+                fork._update()
+                fork.step += 1
+        return fork.model
 
     def precision(self) -> contextlib.AbstractContextManager[Any]:
         """The autocast context of this run's forward passes."""
@@ -187,21 +227,6 @@ class Trainer:
         self.step, self.tokens = state["step"], state["tokens"]
         self.seconds, self.rows = state["seconds"], state["rows"]
         return True
-
-
-def next_token_loss(
-    logits: Float[Tensor, "batch pos vocab"], tokens: Int[Tensor, "batch pos"]
-) -> Float[Tensor, ""]:
-    """Mean cross-entropy of token t+1 given tokens 0…t, in nats.
-
-    The labels are shifted, not the logits: slicing the logits would copy them, and its backward
-    fills a second [batch, pos, vocab] with zeros.
-    """
-    labels = torch.full_like(tokens, IGNORED)
-    labels[:, :-1] = tokens[:, 1:]
-    return nn.functional.cross_entropy(
-        logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED
-    )
 
 
 def _own_tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -63,14 +63,11 @@ def test_the_folder_loads_and_its_last_measurement_is_reproduced(trained: Path):
     assert json.loads((folder / "config.json").read_text())["dtype"] == "bfloat16"
 
 
-def test_every_row_of_the_curve_is_measured_on_the_same_text(
-    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_every_row_of_the_curve_is_measured_on_the_same_text(corpus: Path, tmp_path: Path):
     """A last row on other text than the rows before would show as a jump of the loss."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    monkeypatch.setattr("experiments.pretrain.VALIDATION_TOKENS", 128)
-    _, _, record = Pretraining(**TINY, corpus=str(corpus)).train(tmp_path)
+    _, _, record = Pretraining(**TINY, curve_tokens=128, corpus=str(corpus)).train(tmp_path)
     folder = tmp_path / "model"
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)

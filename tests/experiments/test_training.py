@@ -6,11 +6,13 @@ import dataclasses
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import OPTConfig, OPTForCausalLM
 
-from experiments.training import Schedule, Trainer, next_token_loss
+from experiments.objectives import Batch, NextToken
+from experiments.training import Schedule, Trainer
 
 STEPS = 12
 
@@ -28,8 +30,9 @@ def trainer(folder: Path, *, rate: float = 1e-2, name: str = "run") -> Trainer:
         dropout=0.1,  # dropout draws from the global generator, which a resume must restore
     )
 
-    def batch_at(step: int) -> torch.Tensor:
-        return torch.randint(4, 32, (2, 16), generator=torch.Generator().manual_seed(step))
+    def batch_at(step: int) -> Batch:
+        rows = torch.randint(4, 32, (2, 16), generator=torch.Generator().manual_seed(step))
+        return NextToken()(rows, np.random.default_rng(0))
 
     return Trainer(
         OPTForCausalLM(config),
@@ -97,9 +100,3 @@ def test_schedule_warms_up_and_decays():
     assert rates[100] == pytest.approx(0.1)
     assert rates[9:] == sorted(rates[9:], reverse=True)
     assert dataclasses.replace(schedule, warmup=0).rate(0) == 1.0
-
-
-def test_next_token_loss_is_the_shifted_cross_entropy():
-    logits, tokens = torch.randn(2, 5, 7), torch.randint(7, (2, 5))
-    by_hand = [-logits[b, t].log_softmax(-1)[tokens[b, t + 1]] for b in range(2) for t in range(4)]
-    assert next_token_loss(logits, tokens) == pytest.approx(float(sum(by_hand) / 8), rel=1e-5)
