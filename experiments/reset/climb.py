@@ -37,7 +37,7 @@ from ablate.parts import decoder_inputs
 from ablate.stack import Recorded, record
 from ablate.students import Students
 from experiments.objectives import Batch
-from experiments.training import IGNORED
+from experiments.objectives import IGNORED
 
 Target = Literal["lm", "hidden", "logits", "mix"]
 CHUNK = 2**22

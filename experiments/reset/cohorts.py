@@ -25,7 +25,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ablate import reset
-from ablate.places import Place, block_at, masks_at, weights_at
+from ablate.places import Place, block_at, weights_at
+from ablate.reset import masks_at
 from ablate.students import Students
 from experiments.reset.climb import Cohort, Target
 

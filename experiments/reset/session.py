@@ -41,7 +41,7 @@ from ablate.components import Stack
 from experiments.objectives import Batch, Objective
 from experiments.reset.climb import Cohort, Pass, evaluate, evaluate_base, learn
 from experiments.reset.cohorts import Training, Treatment
-from experiments.training import IGNORED
+from experiments.objectives import IGNORED
 
 DIVERGED = 0.5
 """Nats above the loss at the reset."""
