@@ -13,6 +13,7 @@ from scipy.stats import ks_2samp
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from ablate.anatomy import Anatomy, Blocks
 from ablate.fused import masks_at
 from ablate.identity import has_identity
 from ablate.laws import LAWS, Law, fresh
@@ -325,3 +326,32 @@ def test_hooks_and_what_they_hold_are_not_copied() -> None:
     model.model.decoder.layers[0].fc1.register_forward_hook(lambda *_: held)
     model.model.decoder.layers[0].fc1.held = held
     fresh(model, Place(0), "init")
+
+
+def test_the_innermost_model_initialises() -> None:
+    """A model within a model has a law of its own; transformers dispatches to it."""
+    model = tiny("t5")
+
+    def halves(module: nn.Module) -> None:
+        for parameter in module.parameters(recurse=False):
+            parameter.fill_(0.5)
+
+    model.encoder._init_weights = halves
+    inner = fresh(model, Place(0, stack="encoder"), "init")
+    assert all((value == 0.5).all() for value in inner.values())
+    outer = fresh(model, Place(0, stack="decoder"), "init")
+    assert not any((value == 0.5).all() for value in outer.values())
+
+
+def test_without_an_initialiser_there_is_no_init() -> None:
+    class Bare(nn.Module):
+        base_model_prefix = ""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList([nn.Linear(3, 3), nn.Linear(3, 3)])
+
+    row = Anatomy("bare", (Blocks("layers", ffn=""),))
+    with pytest.raises(ValueError, match="Bare has no _init_weights"):
+        fresh(Bare(), Place(0), "init", anatomy=row)
+    assert len(fresh(Bare(), Place(0), "copy-above", anatomy=row)) == 2
