@@ -8,7 +8,7 @@
 arm.
 
 Where it misleads. A place that is a part of a fused tensor (`qk` and `vo` of GPT-2, NeoX, Bloom,
-Falcon) makes the whole tensor trainable; which entries are the place's is in `masks_at`, and who
+Falcon) makes the whole tensor trainable; which entries are the place's is in `masks_all`, and who
 trains has to put the others back after each step. Only requires_grad is changed, not the mode:
 with dropout, call eval() on what is frozen yourself. Buffers (rotary tables) are never reset.
 """
@@ -16,10 +16,11 @@ with dropout, call eval() on what is frozen yourself. Buffers (rotary tables) ar
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor, nn
 
 from ablate.anatomy import Anatomy
@@ -37,7 +38,9 @@ __all__ = [
     "Place",
     "fingerprints",
     "fresh",
+    "fresh_all",
     "has_identity",
+    "masks_all",
     "masks_at",
     "places_of",
     "reset_",
@@ -63,24 +66,53 @@ def reset_(
     place the weights it has already.
     """
     asked = _listed(places)
-    new: dict[str, Tensor] = {}
+    new = fresh_all(hf_model, asked, law, seed, initial=initial, anatomy=anatomy)
     for place in asked:
         old = weights_at(hf_model, place, anatomy)
-        values = fresh(hf_model, place, law, seed, initial=initial, anatomy=anatomy)
-        if all(torch.equal(values[name], old[name]) for name in old):
+        if all(torch.equal(new[name], old[name]) for name in old):
             raise ValueError(
                 f"the law {law} gives {place} of {type(hf_model).__name__} the weights it has: "
                 "nothing would be reset; to train it as it is, use train_only_"
             )
-        for name, mask in masks_at(hf_model, place, anatomy).items():
-            if name in new:  # another place has other entries of the same tensor
-                values[name] = torch.where(mask, values[name], new[name])
-        new |= values
     trained = train_only_(hf_model, asked, anatomy)
     with torch.no_grad():
         for name, parameter in trained.items():
             parameter.copy_(new[name])
     return trained
+
+
+def fresh_all(
+    hf_model: nn.Module,
+    places: Place | Iterable[Place],
+    law: Law = "init",
+    seed: int = 0,
+    *,
+    initial: Initial | None = None,
+    anatomy: Anatomy | None = None,
+) -> dict[str, Tensor]:
+    """`fresh` of several places, of which two may have entries of one tensor (`qk` and `vo`)."""
+    new: dict[str, Tensor] = {}
+    for place in _listed(places):
+        values = fresh(hf_model, place, law, seed, initial=initial, anatomy=anatomy)
+        for name, mask in masks_at(hf_model, place, anatomy).items():
+            if name in new:
+                values[name] = torch.where(mask, values[name], new[name])
+        new |= values
+    return new
+
+
+def masks_all(
+    hf_model: nn.Module, places: Place | Iterable[Place], anatomy: Anatomy | None = None
+) -> dict[str, Bool[Tensor, "..."]]:
+    """`masks_at` of several places: tensors of which some entries are in none of them."""
+    masks: dict[str, Tensor] = {}
+    whole: set[str] = set()
+    for place in _listed(places):
+        here = masks_at(hf_model, place, anatomy)
+        whole |= weights_at(hf_model, place, anatomy).keys() - here.keys()
+        for name, mask in here.items():
+            masks[name] = masks[name] | mask if name in masks else mask
+    return {n: mask for n, mask in masks.items() if n not in whole and not bool(mask.all())}
 
 
 def train_only_(
@@ -106,22 +138,20 @@ def _listed(places: Place | Iterable[Place]) -> list[Place]:
 
 
 def fingerprints(
-    hf_model: nn.Module, without: Iterable[Place] = (), anatomy: Anatomy | None = None
+    hf_model: nn.Module, without: Sequence[Place] = (), anatomy: Anatomy | None = None
 ) -> dict[str, str]:
     """A hash of the bytes of every parameter and buffer that is on a device, by name.
 
     Weights of the places `without` are left out; of a fused tensor, their entries. Equal before and
     after training: what was frozen is bitwise what it was. Reads every weight once.
     """
-    skipped: dict[str, Tensor] = {}
-    for place in without:
-        masks = masks_at(hf_model, place, anatomy)
-        for name, weight in weights_at(hf_model, place, anatomy).items():
-            mask = masks.get(name, torch.ones_like(weight, dtype=torch.bool))
-            skipped[name] = skipped.get(name, torch.zeros_like(mask)) | mask
+    skipped = {name for place in without for name in weights_at(hf_model, place, anatomy)}
+    masks = masks_all(hf_model, without, anatomy) if without else {}
     found: dict[str, str] = {}
     for name, tensor in [*hf_model.named_parameters(), *hf_model.named_buffers()]:
-        kept = tensor.detach() if name not in skipped else tensor.detach()[~skipped[name]]
+        if name in skipped and name not in masks:
+            continue
+        kept = tensor.detach()[~masks[name]] if name in masks else tensor.detach()
         if kept.numel() and not kept.is_meta:
             raw = kept.cpu().contiguous().flatten().view(torch.uint8).numpy()
             found[name] = hashlib.blake2b(raw.tobytes(), digest_size=16).hexdigest()

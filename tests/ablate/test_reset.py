@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ablate.fused import masks_at
 from ablate.places import Place, places_of, weights_at
-from ablate.reset import fingerprints, fresh, reset_, restored, train_only_
+from ablate.reset import fingerprints, fresh, masks_all, reset_, restored, train_only_
 from tests.families import FAMILIES, inputs_for, output_of, tiny
 
 
@@ -91,7 +91,13 @@ def test_two_places_in_one_fused_tensor(family: str) -> None:
         with restored(model):
             both = reset_(model, [Place(0, part) for part in order], seed=2)
             whole = fresh(model, Place(0, "attention"), seed=2)
+            assert masks_all(model, [Place(0, part) for part in order]) == {}
             assert all(torch.equal(value, whole[name]) for name, value in both.items())
+    assert masks_all(model, [Place(0, "qk"), Place(0, "attention")]) == {}
+    alone = masks_all(model, [Place(0, "qk"), Place(1), Place(0, "norms")])
+    masks = masks_at(model, Place(0, "qk"))
+    assert alone.keys() == masks.keys()
+    assert all(torch.equal(alone[name], mask) for name, mask in masks.items())
     before = fingerprints(model, [Place(0, "qk")])
     old = _bits(model)
     new = reset_(model, Place(0, "qk"))
