@@ -26,20 +26,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ablate.components import Stack
-from ablate.parts import decoder_inputs
+from ablate.parts import Part, decoder_inputs
 from ablate.stack import Recorded, record
 from ablate.students import Students
-from experiments.objectives import Batch
-from experiments.objectives import IGNORED
+from experiments.objectives import IGNORED, Batch
+from experiments.reset.treatments import Target
 
-Target = Literal["lm", "hidden", "logits", "mix"]
 CHUNK = 2**22
 """Logits made at a time."""
 
@@ -167,7 +166,8 @@ def learn(passing: Pass, cohorts: Sequence[Cohort]) -> list[Float[Tensor, "stude
         _climb(passing, cohorts, streams, i)
         for c, cohort in enumerate(cohorts):
             if cohort.first == i and cohort.target in ("hidden", "mix"):
-                losses[c] = _hidden(passing, i, streams[c], cohort.count)
+                x, y = passing.recorded.resid(i), passing.recorded.resid(i + 1)
+                losses[c] = block_error(streams[c], x, y, cohort.count)
                 if cohort.target == "hidden":
                     losses[c].sum().backward()  # nothing above it is needed: forget it at once
                     losses[c] = losses[c].detach()
@@ -218,13 +218,24 @@ def _climb(passing: Pass, cohorts: Sequence[Cohort], streams: dict[int, Tensor],
             streams[c] = passing.block(i, resid, cohort.blocks[i])
 
 
-def _hidden(
-    passing: Pass, layer: int, out: Float[Tensor, "rows pos d_model"], count: int
+def block_error(
+    out: Float[Tensor, "rows pos d_model"],
+    x: Float[Tensor, "batch pos d_model"],
+    y: Float[Tensor, "batch pos d_model"],
+    count: int,
 ) -> Float[Tensor, "student"]:
-    x, y = passing.recorded.resid(layer).float(), passing.recorded.resid(layer + 1).float()
-    scale = (y - x).square().mean().clamp(min=1e-12)
-    errors = out.float().unflatten(0, (count, -1)) - y
+    """E|out − y|² / E|y − x|² of each of `count` students."""
+    scale = (y.float() - x.float()).square().mean().clamp(min=1e-12)
+    errors = out.float().unflatten(0, (count, -1)) - y.float()
     return errors.square().mean((1, 2, 3)) / scale
+
+
+def divergence(
+    logits: Float[Tensor, "*n vocab"], old: Float[Tensor, "*n vocab"]
+) -> Float[Tensor, "*n"]:
+    """KL(old ‖ new) in nats."""
+    mine, theirs = logits.float().log_softmax(-1), old.float().log_softmax(-1)
+    return (theirs.exp() * (theirs - mine)).sum(-1)
 
 
 def _above(
@@ -240,7 +251,9 @@ def _above(
         with torch.enable_grad():
             logits, targets = passing.read(piece, rows)
             if cohort.target == "logits":
-                found = _divergences(logits, _old(passing, rows), targets) / predicted
+                counted = targets != IGNORED
+                old = _old(passing, rows)[counted]
+                found = divergence(logits[:, counted], old).sum(1) / predicted
             else:
                 found = _cross_entropies(logits, targets).sum(1) / predicted
             (gradient[:, rows],) = torch.autograd.grad(found.sum(), piece)
@@ -258,18 +271,6 @@ def _cross_entropies(
         reduction="none",
     )
     return flat.unflatten(0, (len(logits), -1))
-
-
-def _divergences(
-    logits: Float[Tensor, "student n vocab"],
-    old: Float[Tensor, "n vocab"],
-    targets: Int[Tensor, "n"],
-) -> Float[Tensor, "student"]:
-    """Σ KL(old ‖ new) over the predicted positions."""
-    counted = targets != IGNORED
-    mine = logits[:, counted].float().log_softmax(-1)
-    theirs = old[counted].float().log_softmax(-1)
-    return (theirs.exp() * (theirs - mine)).sum((1, 2))
 
 
 @torch.no_grad()
@@ -300,6 +301,4 @@ def _of_rows(inputs: Mapping[str, Tensor], index: Int[Tensor, "row"]) -> dict[st
 
 
 def _depth(model: nn.Module, stack: Stack | None) -> int:
-    from ablate.parts import Part
-
     return len(Part.of(model, stack, None).blocks)

@@ -24,44 +24,14 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from ablate import reset
-from ablate.places import Place, block_at, weights_at
-from ablate.reset import masks_at
+from ablate.places import block_at
+from ablate.reset import masks_at, weights_at
 from ablate.students import Students
-from experiments.reset.climb import Cohort, Target
+from experiments.reset.climb import Cohort
+from experiments.reset.treatments import Treatment, starts
 
 GAMMA = 6.94
 """Of the average: its window has a standard deviation of a tenth of the way."""
-
-
-@dataclass(frozen=True)
-class Treatment:
-    """What is done to one student.
-
-    Attributes:
-        resets: places that get weights by `law`; none for a control without a reset.
-        trains: places that are trained.
-        seed: of the fresh weights.
-        rate: peak learning rate.
-    """
-
-    arm: str
-    resets: tuple[Place, ...]
-    trains: tuple[Place, ...]
-    law: reset.Law = "init"
-    target: Target = "lm"
-    seed: int = 0
-    rate: float = 2e-3
-
-    @property
-    def layers(self) -> tuple[int, ...]:
-        """Blocks that are not the base's any more, lowest first."""
-        return tuple(sorted({place.layer for place in (*self.resets, *self.trains)}))
-
-    @property
-    def together(self) -> tuple[Any, ...]:
-        """Students for whom this is equal can be stacked."""
-        return (self.arm, self.layers, self.trains, self.target)
 
 
 @dataclass(eq=False)
@@ -161,8 +131,7 @@ class Training:
         for i, (mask, kept) in self._kept.items():
             self.stacks[i].data.copy_(torch.where(mask, self.stacks[i].data, kept))
         self.step += 1
-        share = (1 - 1 / self.step) ** (GAMMA + 1)
-        torch._foreach_lerp_(self.averages, [s.data for s in self.stacks], 1 - share)  # noqa: SLF001
+        torch._foreach_lerp_(self.averages, [s.data for s in self.stacks], window(self.step))  # noqa: SLF001
         return norm
 
     @contextmanager
@@ -252,11 +221,6 @@ class Training:
         self._groups = self.optimiser.param_groups
 
 
-def starts(
-    model: nn.Module, treatment: Treatment, initial: Mapping[str, Tensor] | None = None
-) -> dict[str, Tensor]:
-    """The weights a student begins with, by name in the model: only those that are reset."""
-    found: dict[str, Tensor] = {}
-    for place in treatment.resets:
-        found |= reset.fresh(model, place, treatment.law, treatment.seed, initial=initial)
-    return found
+def window(step: int) -> float:
+    """1 − β: the weight of the newest weights in their average after `step` ≥ 1 steps."""
+    return 1 - (1 - 1 / step) ** (GAMMA + 1)

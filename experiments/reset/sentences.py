@@ -99,7 +99,7 @@ def _damage(ledger: pd.DataFrame) -> list[str]:
         said = f"Resetting {row['name']} raises the held-out loss by {nats(row['value'])} nat"
     else:
         most, least = table.loc[table["value"].idxmax()], table.loc[table["value"].idxmin()]
-        middle = lower_median(table["value"].to_numpy(float))
+        middle = float(np.median(table["value"].to_numpy(float)))
         said = (
             f"Resetting a layer raises the held-out loss by {nats(least['value'])} "
             f"({least['name']}) to {nats(most['value'])} nat ({most['name']}), median "
@@ -271,7 +271,7 @@ def _annealed(ledger: pd.DataFrame) -> list[str]:
         tolerance = nats(float(rows["tolerance"].max()))
         said.append(
             f"After the rate went to 0, {TARGETS[target]} leaves a gap of "
-            f"{nats(lower_median(rows['gap'].to_numpy(float)))} nat (median of "
+            f"{nats(float(np.median(rows['gap'].to_numpy(float))))} nat (median of "
             f"{counted(len(rows), 'student')}); {same} {'is' if same == 1 else 'are'} "
             f"approximately the same as before (within {tolerance} nat)."
         )
