@@ -147,7 +147,7 @@ class Pretraining(RunOptions):
         from experiments.run_folder import Outcome
 
         if self.grid:
-            from experiments.bases import train_grid
+            from experiments.base_grid import train_grid
 
             return train_grid(self, folder)
         folder.create()

@@ -86,10 +86,37 @@ def token_stream(
     documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase
 ) -> Int[np.ndarray, "token"]:
     """All documents as one stream (uint16 where the ids fit), each opened as `tokenizer` opens it:
-    by `</s>` for our own."""
+    by `</s>` for our own.
+
+    The last few streams are kept, read-only, by the content of text and tokenizer: a grid of models
+    reads one corpus many times.
+    """
+    key = _stream_key(documents, tokenizer)
+    if key in _STREAMS:
+        return _STREAMS[key]
     dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
     encoded = tokenizer([document.text for document in documents], verbose=False)["input_ids"]
-    return np.concatenate([np.asarray(ids, dtype=dtype) for ids in encoded])
+    stream = np.concatenate([np.asarray(ids, dtype=dtype) for ids in encoded])
+    stream.flags.writeable = False
+    if key:
+        while len(_STREAMS) >= 6:
+            del _STREAMS[next(iter(_STREAMS))]
+        _STREAMS[key] = stream
+    return stream
+
+
+_STREAMS: dict[str, Int[np.ndarray, "token"]] = {}
+
+
+def _stream_key(documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase) -> str:
+    """What a stream is made of, hashed; empty for a tokenizer that does not say what it is."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return ""
+    content = hashlib.sha256(backend.to_str().encode())
+    for document in documents:
+        content.update(f"{len(document.text)}\0{document.text}".encode())
+    return content.hexdigest()
 
 
 def digest(stream: Int[np.ndarray, "token"]) -> str:

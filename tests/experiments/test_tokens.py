@@ -102,3 +102,18 @@ def test_an_altered_stream_is_refused(tmp_path: Path):
     path.write_bytes(bytes(data))
     with pytest.raises(ValueError, match="altered"):
         load_stream(path)
+
+
+def test_a_kept_stream_is_that_of_its_text_and_its_tokenizer(tmp_path: Path):
+    texts = ["def f(x):\n    return x\n" * 20, "y = f(3)\n" * 20]
+    documents = [Document(str(i), text) for i, text in enumerate(texts)]
+    small = train_tokenizer(texts, 270, tmp_path / "small")
+    large = train_tokenizer(texts, 290, tmp_path / "large", extra=("<mask>",))
+    first = token_stream(documents, small)
+    assert token_stream(documents, small) is first
+    assert not np.array_equal(token_stream(documents, large), first)
+    assert not np.array_equal(token_stream(documents[::-1], small), first)
+    # An id's text decodes back, and a later special token changes the tokenizer, so the key.
+    assert large.convert_tokens_to_ids("<mask>") == len(SPECIAL)
+    large.add_tokens(["return"])
+    assert len(large) - 1 in token_stream(documents, large)
