@@ -300,9 +300,12 @@ def _table(
                 value[j : j + 1], replicates[:, j : j + 1], np.zeros(count, int), level=level
             )
             low, high = float(ends[0][0]), float(ends[1][0])
-            if np.isfinite(low):
+            if high - low < 1e-12:  # no t from no spread
+                low = high = np.nan
+                reason = "the same whatever is left out"
+            elif np.isfinite(low):
                 stderr = (high - low) / 2 / stats.t.ppf((1 + level) / 2, count - 1)
-                p = float(2 * stats.t.sf(abs(value[j]) / stderr, count - 1)) if stderr else 0.0
+                p = float(2 * stats.t.sf(abs(value[j]) / stderr, count - 1))
             else:
                 reason = "one cluster" if count < 2 else "rests on one cluster"
         margin = MARGIN if term in COVARIATES else np.nan

@@ -8,10 +8,11 @@ there is no size; then the sign-flip test on ranks stands in, censored and diver
 all that crossed, one mean difference of ranks a cluster. Both p-values are always shown.
 
 Predictors: Spearman's ρ of a layer's number with its median T over seeds, within each base and then
-averaged; layers that did not cross rank last, together. Its interval leaves out one base at a time
-from three bases on, else one layer at a time, which is about those bases.
+averaged; layers that did not cross rank last, together. Its p shuffles the layers of each base. Its
+interval leaves out one base at a time from three bases on, else one layer at a time, which is about
+those bases; where nothing changes ρ there is none.
 
-Where it misleads: sign flips of k clusters have no p below 2^(1−k), so three bases can call nothing;
+Where it misleads: sign flips of k clusters have no p below 2^(1−k): three bases call nothing;
 students censored early rank with those censored late; ρ of six layers is hardly ever sure.
 """
 
@@ -23,10 +24,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
+from numpy.typing import ArrayLike
 from scipy import stats
 
 from experiments.jackknife import jackknife_interval
-from experiments.reset.accelerated import Position, accelerated, relative_depth, runs, zones
+from experiments.reset.accelerated import Position, accelerated, runs, zones
 from experiments.reset.crossing import KEYS
 from experiments.statistics import holm, sign_flip_tests
 
@@ -72,7 +74,7 @@ def position_contrasts(
     table = pd.DataFrame(rows)
     table["holm"] = np.where(table["p"].isna(), np.nan, holm(table["p"].fillna(1.0)))
     names = ["contrast", "value", "ratio", "low", "high", "p_model", "p_ranks", "p", "holm"]
-    return table[[*names, "method", "students", "crossed", "clusters", "over", "reason"]]
+    return table.loc[:, [*names, "method", "students", "crossed", "clusters", "over", "reason"]]
 
 
 def target_contrast(
@@ -103,7 +105,8 @@ def target_crossovers(ledger: pd.DataFrame, one: str = "lm", other: str = "hidde
     """
     paired = [name for name in KEYS if name not in ("target", "arm", "rate")]
     names = [*paired, "weights"]
-    rows, keys = [], Any
+    rows = []
+    keys: Any
     for keys, part in ledger.groupby(names, dropna=False, sort=False):
         curves = {}
         for target in (one, other):
@@ -116,7 +119,7 @@ def target_crossovers(ledger: pd.DataFrame, one: str = "lm", other: str = "hidde
             curves[target] = own.loc[np.isfinite(own["gap"])].sort_values("tokens")
         if any(curve.empty for curve in curves.values()):
             continue
-        known = dict(zip(names, keys, strict=True))
+        known: dict[str, Any] = dict(zip(names, keys, strict=True))
         rows.append(known | _crossover(*(curves[target] for target in (one, other))))
     found = [*names, "gap_one", "gap_other", "lower", "upper", "tokens", "status"]
     table = pd.DataFrame(rows, columns=pd.Index(found))
@@ -128,14 +131,16 @@ def predictor_ranks(
     crossings: pd.DataFrame,
     measured: pd.DataFrame,
     names: Sequence[str],
+    generator: np.random.Generator,
     *,
+    resamples: int = 10_000,
     level: float = 0.95,
 ) -> pd.DataFrame:
     """Spearman's ρ of each of `names` with T of the places, with Holm over them.
 
     `measured` has a row a place: columns of PLACE that it needs to be told apart (at least layer)
     and `names`; `damage` and `skip` may come from the crossings. Columns: predictor, value, low,
-    high, p (Student's t of the same jackknife), holm, bases, places, crossed, over, reason.
+    high, p, holm, bases, places, crossed, over, reason.
     """
     keys = [name for name in PLACE if name in measured.columns]
     if measured.duplicated(keys).any():
@@ -150,14 +155,16 @@ def predictor_ranks(
     places = ranked.groupby(list(PLACE), dropna=False, as_index=False).agg(
         time=("time", "median"), **{name: (name, "mean") for name in own}
     )
-    places["run"] = places["base"].astype(str) + " " + places["base_share"].astype(str)
-    places = places.merge(measured, on=keys, how="left", validate="many_to_one")
+    checkpoint = places["base"].astype(str) + " " + places["base_share"].astype(str)
+    places = places.assign(run=checkpoint).merge(
+        measured, on=keys, how="left", validate="many_to_one"
+    )
     rows = []
     for name in names:
         if name not in places.columns:
             raise ValueError(f"no predictor {name}: there are {', '.join(map(str, measured))}")
         known = places.loc[places[name].notna()]
-        rows.append({"predictor": name} | _correlation(known, name, level))
+        rows.append({"predictor": name} | _correlation(known, name, generator, resamples, level))
     table = pd.DataFrame(rows)
     if len(table):
         table["holm"] = np.where(table["p"].isna(), np.nan, holm(table["p"].fillna(1.0)))
@@ -180,7 +187,9 @@ def _rank_differences(crossings: pd.DataFrame, contrast: str) -> Float[np.ndarra
     means = frame.groupby(["cluster", "zone"], dropna=False)["rank"].mean().unstack()
     if not {contrast, "middle"} <= set(means.columns):
         return np.zeros(0)
-    return (means[contrast] - means["middle"]).dropna().to_numpy(float)
+    own, middle = (np.asarray(means[name], dtype=float) for name in (contrast, "middle"))
+    differences = own - middle
+    return differences[np.isfinite(differences)]
 
 
 def _crossover(one: pd.DataFrame, other: pd.DataFrame) -> dict[str, Any]:
@@ -207,7 +216,13 @@ def _crossover(one: pd.DataFrame, other: pd.DataFrame) -> dict[str, Any]:
     return ends | interval | {"status": "crosses"}
 
 
-def _correlation(places: pd.DataFrame, name: str, level: float) -> dict[str, Any]:
+def _correlation(
+    places: pd.DataFrame,
+    name: str,
+    generator: np.random.Generator,
+    resamples: int,
+    level: float,
+) -> dict[str, Any]:
     """ρ within bases, averaged, and its interval."""
     bases = [own for _, own in places.groupby("run", sort=False) if _ranked(own, name)]
     found: dict[str, Any] = {
@@ -230,23 +245,24 @@ def _correlation(places: pd.DataFrame, name: str, level: float) -> dict[str, Any
         strata = np.zeros(each.size, dtype=int)
     else:
         pairs = [(b, own, i) for b, own in enumerate(bases) for i in range(len(own))]
-        left = [own.drop(index=own.index[i]) for _, own, i in pairs]
+        left = [own.loc[own.index != own.index[i]] for _, own, i in pairs]
         without = np.array([_spearman(own, name) if _ranked(own, name) else np.nan for own in left])
         strata = np.array([b for b, _, _ in pairs])
         replicates = value + (without - each[strata]) / each.size
     low, high = jackknife_interval(
         np.array([value]), replicates[:, None], strata, level=level, limits=(-1.0, 1.0)
     )
-    wide = jackknife_interval(np.array([value]), replicates[:, None], strata, level=level)
-    half = float(wide[1][0] - value)
-    found |= {"value": float(value), "low": float(low[0]), "high": float(high[0])}
-    if np.isfinite(half):
-        degrees = int(min(np.bincount(strata))) - 1
-        stderr = half / stats.t.ppf((1 + level) / 2, degrees)
-        found["p"] = float(2 * stats.t.sf(abs(value) / stderr, degrees)) if stderr else 0.0
-    else:
-        found["reason"] = "rests on one layer"
-    return found
+    shuffled = np.zeros(resamples)
+    for own in bases:
+        a, b = (_ranks(own[column]) for column in (name, "time"))
+        shuffled += generator.permuted(np.tile(b, (resamples, 1)), axis=1) @ a / len(own)
+    extreme = np.abs(shuffled / len(bases)) >= abs(value) - 1e-9
+    found |= {"value": float(value), "p": float((1 + extreme.sum()) / (1 + resamples))}
+    if not np.isfinite(low[0]):
+        return found | {"reason": "rests on one layer"}
+    if np.ptp(replicates) < 1e-12:
+        return found | {"reason": "the same whatever is left out"}
+    return found | {"low": float(low[0]), "high": float(high[0])}
 
 
 def _ranked(places: pd.DataFrame, name: str) -> bool:
@@ -255,5 +271,10 @@ def _ranked(places: pd.DataFrame, name: str) -> bool:
 
 def _spearman(places: pd.DataFrame, name: str) -> float:
     """ρ with ties at their mean rank; places that did not cross tie at the top."""
-    a, b = stats.rankdata(places[name]), stats.rankdata(places["time"])
-    return float(np.corrcoef(a, b)[0, 1])
+    return float(np.mean(_ranks(places[name]) * _ranks(places["time"])))
+
+
+def _ranks(values: ArrayLike) -> Float[np.ndarray, "row"]:
+    """Ranks with mean 0 and variance 1."""
+    ranks = np.asarray(stats.rankdata(np.asarray(values, dtype=float)))
+    return (ranks - ranks.mean()) / ranks.std()
