@@ -47,7 +47,7 @@ Law = Literal[
 LAWS: tuple[Law, ...] = get_args(Law)
 
 Initial = Mapping[str, Tensor] | str | Path
-"""The true initial weights: tensors by name, or a safetensors file, or a folder with one."""
+"""The true initial weights: tensors by name, or a safetensors file, or a checkpoint's folder."""
 
 
 def fresh(
@@ -186,7 +186,9 @@ def _read(initial: Initial | None, names: tuple[str, ...]) -> dict[str, Tensor]:
     else:
         found, source = {}, str(initial)
         path = Path(initial).expanduser()
-        files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+        files = [path]
+        if path.is_dir():  # a checkpoint's own files, not others that lie beside them
+            files = sorted([*path.glob("model.safetensors"), *path.glob("model-*.safetensors")])
         if not files or not all(file.is_file() for file in files):
             raise ValueError(
                 f"no initial weights at {initial}: give a safetensors file or a folder"

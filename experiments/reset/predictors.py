@@ -54,9 +54,11 @@ def predictors(
 ) -> pd.DataFrame:
     """Rows (stack, layer, predictor, value) of every block; the model is left as it is.
 
-    Without `initial` there is no distance. Raises ValueError for a model in training mode, without
-    logits or offloaded, and for fewer than four rows: the ridge map is fitted, chosen and tested on
-    different ones.
+    Without `initial` there is no distance. Costs, in passes of the model over the batches, one
+    forward and one backward for each layer and seed, and about two of each for all the rest.
+
+    Raises ValueError for a model in training mode, without logits or offloaded, and for fewer than
+    four rows: the ridge map is fitted, chosen and tested on different ones.
     """
     require_eval(hf_model, "predictors")
     places = places_of(hf_model, "block", anatomy)

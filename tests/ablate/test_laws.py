@@ -283,7 +283,12 @@ def test_rewinding_to_a_mapping_a_file_and_a_folder(tmp_path: Path) -> None:
     model, place = tiny("gpt2"), Place(2)
     initial = {name: tensor.clone() for name, tensor in _new("gpt2", 5).named_parameters()}
     save_file(initial, tmp_path / "initial.safetensors")
-    for source in (initial, tmp_path / "initial.safetensors", str(tmp_path)):
+    other = {name: tensor + 1 for name, tensor in initial.items()}
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    save_file(initial, folder / "model.safetensors")
+    save_file(other, folder / "trained.safetensors")
+    for source in (initial, tmp_path / "initial.safetensors", str(folder)):
         drawn = fresh(model, place, "rewind", initial=source)
         assert all(torch.equal(value, initial[name]) for name, value in drawn.items())
     del initial["transformer.h.2.ln_1.bias"]
@@ -295,8 +300,9 @@ def test_rewinding_to_a_mapping_a_file_and_a_folder(tmp_path: Path) -> None:
         fresh(model, place, "rewind", initial=initial)
     with pytest.raises(ValueError, match="rewind needs initial="):
         fresh(model, place, "rewind")
-    with pytest.raises(ValueError, match="no initial weights at"):
-        fresh(model, place, "rewind", initial=tmp_path / "nowhere")
+    for nowhere in (tmp_path / "nowhere", tmp_path):  # a folder without a checkpoint
+        with pytest.raises(ValueError, match="no initial weights at"):
+            fresh(model, place, "rewind", initial=nowhere)
     (tmp_path / "bad.safetensors").write_text("no tensors at all, only text")
     with pytest.raises(ValueError, match=r"bad\.safetensors is no safetensors file"):
         fresh(model, place, "rewind", initial=tmp_path / "bad.safetensors")
