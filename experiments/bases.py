@@ -6,7 +6,11 @@ from. Models that `ablate pretrain` wrote know all this (training.json), the bun
 other Hugging Face model is a base of unknown T0, unless one is given.
 
 Where it misleads: a curve is the run's own. Where the rate decays, a loss on the way is that of a
-model that was not done, and a shorter run of its own would have been better at the same token.
+model that was not done, and a shorter run of its own would have been better at the same token:
+`annealed` has such runs where there are any. A curve is measured on part of the held-out text, so
+it compares with itself and not with a loss on other rows. Records older than that rule have a last
+row on all of it; their other rows are scaled to it by the ratio of the last two rows, which were
+taken a few steps apart (of the bundled model's two runs: 1.238 and 1.028).
 """
 
 from __future__ import annotations
@@ -43,6 +47,7 @@ class Base:
         tokens: T0 up to here, epochs counted; None if unknown.
         unique_tokens: U0, no more than its corpus holds; None if unknown.
         curve: (tokens, held-out loss in nats) along the way; empty if unknown.
+        annealed: the same of runs that ended there, as far as there are checkpoints of such.
         initial: the weights before the first step, if they were kept.
         seed: of weights and data order.
         record: training.json, or None.
@@ -60,29 +65,31 @@ class Base:
     tokens: int | None
     unique_tokens: int | None
     curve: tuple[tuple[int, float], ...]
+    annealed: tuple[tuple[int, float], ...]
     initial: Path | None
     seed: int | None
     record: Mapping[str, Any] | None
     folder: Path | None
 
-    def reached(self, loss: float) -> float:
+    def reached(self, gap: float, *, annealed: bool = False) -> float:
         """Equivalent progress q: the share of T0 at which this model's own curve first came down
-        to `loss`.
+        to `gap` nats above its end.
 
-        Interpolated on log tokens. 0 before the first measurement, 1 at the last one's loss and
-        below it; nan without a curve.
+        A gap and not a loss, as the curve may be measured on other rows. Interpolated on log
+        tokens. 0 before the first measurement, 1 at no gap and below; nan without a curve.
         """
-        if not self.curve:
+        curve = self.annealed if annealed else self.curve
+        if not curve:
             return math.nan
-        tokens = np.log([t for t, _ in self.curve])
-        best = np.minimum.accumulate([value for _, value in self.curve])
-        if loss > best[0]:
+        tokens = np.log([t for t, _ in curve])
+        best = np.minimum.accumulate([value - curve[-1][1] for _, value in curve])
+        if gap > best[0]:
             return 0.0
-        after = int(np.argmax(best <= loss)) if loss >= best[-1] else len(best) - 1
-        if after == 0:
-            at = tokens[0]
-        else:
-            down = (best[after - 1] - max(loss, best[-1])) / (best[after - 1] - best[after])
+        gap = max(gap, float(best[-1]))
+        after = int(np.argmax(best <= gap))
+        at = tokens[after]
+        if after > 0:
+            down = (best[after - 1] - gap) / (best[after - 1] - best[after])
             at = tokens[after - 1] + down * (tokens[after] - tokens[after - 1])
         return float(np.exp(at - tokens[-1]))
 
@@ -134,6 +141,7 @@ def base_at(
             tokens=tokens,
             unique_tokens=None,
             curve=(),
+            annealed=(),
             initial=None,
             seed=None,
             record=None,
@@ -145,12 +153,14 @@ def base_at(
         )
     assert folder is not None
     seen, curve = record["tokens_seen"], _curve(record)
+    annealed = _annealed(record)
     if share != 1:
         note = _checkpoint(name, record, share)
         seen = note["tokens"]
         weights = str(folder / "checkpoints" / f"{share:g}")
         before = tuple(row for row in curve if row[0] < seen)
         curve = (*before, (seen, note["validation_loss"]))
+        annealed = tuple(row for row in annealed if row[0] <= seen)
     initial = folder / "initial.safetensors"
     return Base(
         **shape,
@@ -161,6 +171,7 @@ def base_at(
         tokens=seen,
         unique_tokens=min(seen, record["unique_tokens_in_corpus"]),
         curve=curve,
+        annealed=annealed,
         initial=initial if initial.exists() else None,
         seed=record["seed"],
         record=record,
@@ -181,7 +192,21 @@ def _record(folder: Path | None) -> Mapping[str, Any] | None:
 
 
 def _curve(record: Mapping[str, Any]) -> tuple[tuple[int, float], ...]:
-    return tuple((row["tokens"], row["validation_loss"]) for row in record["curve"])
+    rows = [(row["tokens"], row["validation_loss"]) for row in record["curve"]]
+    if "options" in record:
+        return tuple(rows)
+    earlier = _curve(record["earlier"]) if record["earlier"] else ()
+    rows = rows[len(record["earlier"]["curve"]) if record["earlier"] else 0 :]
+    # The last row is on all held-out text, the rows before it on a part.
+    scale = rows[-1][1] / rows[-2][1]
+    return (*earlier, *((tokens, scale * loss) for tokens, loss in rows[:-1]), rows[-1])
+
+
+def _annealed(record: Mapping[str, Any]) -> tuple[tuple[int, float], ...]:
+    notes = [note for note in record.get("checkpoints", ()) if note["annealed"]]
+    ended = [(note["tokens"], note["validation_loss"]) for note in notes]
+    last = record["curve"][-1]
+    return (*ended, (last["tokens"], last["validation_loss"])) if ended else ()
 
 
 def _checkpoint(name: str | Path, record: Mapping[str, Any], share: float) -> Mapping[str, Any]:

@@ -198,12 +198,26 @@ def test_equivalent_progress_is_read_off_the_curve(trained: Path):
     base = dataclasses.replace(
         base_at(trained), curve=((10, 4.0), (100, 3.0), (200, 3.5), (1000, 2.0))
     )
-    assert base.reached(5.0) == 0
-    assert base.reached(4.0) == pytest.approx(0.01)
-    assert base.reached(3.5) == pytest.approx(math.sqrt(10 * 100) / 1000)  # first time
-    assert base.reached(3.0) == pytest.approx(0.1)
-    assert base.reached(2.0) == pytest.approx(1)
-    assert base.reached(1.0) == 1
+    assert base.reached(3.0) == 0
+    assert base.reached(2.0) == pytest.approx(0.01)
+    assert base.reached(1.5) == pytest.approx(math.sqrt(10 * 100) / 1000)  # the first time
+    assert base.reached(1.0) == pytest.approx(0.1)
+    assert base.reached(0.0) == pytest.approx(1)
+    assert base.reached(-1.0) == pytest.approx(1)
+    past = dataclasses.replace(base, curve=((10, 4.0), (100, 1.0), (1000, 2.0)))
+    assert past.reached(0.0) < 0.1  # better on the way than at the end
+    assert [t for t, _ in base.annealed] == [512, 1024, 2048, 4096]
+    assert base.reached(0.0, annealed=True) == pytest.approx(1)
+
+
+def test_the_bundled_curve_is_on_one_scale():
+    """Its two records have rows on a part of the held-out text, and a last one on all of it."""
+    curve = base_at("stdlib-opt").curve
+    at = {tokens: loss for tokens, loss in curve}
+    assert at[24_002_560] == 2.4841933250427246
+    assert at[23_920_640] == pytest.approx(at[24_002_560])  # one update's width apart
+    assert at[24_150_016] == pytest.approx(at[24_002_560], abs=0.1)  # its rate goes up again
+    assert curve[0][1] > 5
 
 
 def test_the_grid_matches_what_it_says():
