@@ -9,6 +9,7 @@ import pytest
 from scipy import stats
 
 from experiments.reset.contrasts import (
+    _rank_differences,
     position_contrasts,
     predictor_ranks,
     target_contrast,
@@ -68,6 +69,14 @@ def test_a_first_layer_that_never_crosses_is_judged_by_ranks():
     assert table["p"]["first"] == pytest.approx(2 / 2**6)
     assert table["reason"]["first"] == "none of 12 crossed"
     assert table["method"]["last"] == "model"
+
+
+def test_one_that_never_crosses_ranks_above_all_others():
+    rows = planted(lambda layer: 0, censored=[0])
+    differences = _rank_differences(rows, "first")
+    # two of twelve students share ranks 11 and 12; the others have 5.5 on average
+    assert differences.shape == (6,)
+    assert (differences > 11.5 - 10).all()
 
 
 def test_nobody_crossed_or_one_base_alone():
