@@ -348,3 +348,17 @@ def test_all_figures_of_a_paper_are_made():
     }  # fmt: skip
     for make in made_figures.values():
         drawn(make())
+
+
+def test_cycled_data_and_other_laws_are_not_the_question(rows: pd.DataFrame):
+    others = [
+        student(1, unique=0.01, gap=lambda t: 0.3),
+        student(1, arm="A10", law="identity", gap=lambda t: 0.4),
+        student(1, arm="A9", part="ffn", gap=lambda t: 0.5),
+        student(1, origin="other", seed=7, gap=lambda t: 0.6),
+        student(1, base_share=0.5, base_tokens=T0 / 2, gap=lambda t: 0.7),
+    ]
+    with_them, _ = drawn(recovery(pd.concat([rows, *others], ignore_index=True)))
+    without, _ = drawn(recovery(rows))
+    for name, line in lines(without).items():
+        assert np.array_equal(lines(with_them)[name].get_ydata(), line.get_ydata())
