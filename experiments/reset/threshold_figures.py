@@ -162,6 +162,7 @@ def named_arms(rows: pd.DataFrame) -> pd.DataFrame:
         words = ARMS.get(arm, "")
         said = {
             "A9": f"only {row['part']}",
+            "A12": f"layers {str(row['layers']).replace(' ', '+')}" if row.get("layers") else words,
             "A10": f"law {row['law']}",
             "A13": f"cross-attention: {row['part']}, {row['law']}",
         }.get(arm, words)

@@ -14,7 +14,7 @@ from experiments.reset.recovery_figures import by_family, by_target, recovery
 from experiments.reset.result import Result, main
 from experiments.reset.summaries import medians
 from experiments.reset.survival import survival_steps
-from experiments.reset.threshold_figures import arms, shares, survival
+from experiments.reset.threshold_figures import arms, named_arms, shares, survival
 from tests.experiments.reset import planted
 from tests.experiments.reset.planted import T0, diverged, gap_of, ledger, result, student
 
@@ -362,3 +362,13 @@ def test_cycled_data_and_other_laws_are_not_the_question(rows: pd.DataFrame):
     without, _ = drawn(recovery(rows))
     for name, line in lines(without).items():
         assert np.array_equal(lines(with_them)[name].get_ydata(), line.get_ydata())
+
+
+def test_several_layers_are_named_where_the_ledger_names_them(rows: pd.DataFrame):
+    pair = student(-1, arm="A12", layers="1 2", gap=lambda t: 0.5)
+    both = pd.concat([rows, pair], ignore_index=True)
+    _, gaps = drawn(arms(both, crossings(rows)))
+    assert "A7 all from scratch" in {label.get_text() for label in gaps.get_yticklabels()}
+    names = set(named_arms(both)["name"])
+    assert "A12 layers 1+2" in names
+    assert "A0 reset, LM loss" in names
