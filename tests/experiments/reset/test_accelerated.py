@@ -227,3 +227,12 @@ def test_a_public_base_without_a_seed_is_a_run_of_its_own():
         }
     )
     assert runs(rows).nunique() == 3
+
+
+def test_seeds_between_the_same_two_evaluations_are_read_in_between():
+    rows = simulated(np.random.default_rng(0), shapes=((8, 128),), noise=0.05, of_base=0.0)
+    table = accelerated(rows[rows["base_seed"] == 0], ("T0",), ()).set_index("term")
+    assert table["over"].iloc[0] == "seeds of one base run, T read between evaluations"
+    assert (table["reason"] == "").all()
+    assert table["low"]["first"] < TRUTH["first"] < table["high"]["first"]
+    assert table["value"]["T0"] == pytest.approx(TRUTH["T0"], abs=0.05)

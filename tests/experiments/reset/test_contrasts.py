@@ -51,7 +51,7 @@ def test_a_slow_first_layer_is_found_and_nothing_else():
     assert table["method"].eq("model").to_numpy().all()
     assert table["p_ranks"]["first"] == pytest.approx(2 / 2**6)
     assert table["holm"].to_numpy() == pytest.approx(holm(table["p"]))
-    assert table["over"].iloc[0] == "base runs"
+    assert table["over"].iloc[0].startswith("base runs")
 
 
 def test_a_valley_over_depth_is_the_quadratic():
@@ -87,7 +87,7 @@ def test_nobody_crossed_or_one_base_alone():
     assert (table["p"].to_numpy() == 1).all()  # all ranks tie
     one = planted(lambda layer: layer == 0, bases=1, seeds=3)
     table = position_contrasts(one, np.random.default_rng(0)).set_index("contrast")
-    assert table["over"]["first"] == "seeds of one base run"
+    assert table["over"]["first"].startswith("seeds of one base run")
     assert table["p_ranks"]["first"] == pytest.approx(0.25)
     single = planted(lambda layer: layer == 0, bases=1, seeds=1)
     table = position_contrasts(single, np.random.default_rng(0)).set_index("contrast")
