@@ -53,7 +53,8 @@ CAPTIONS: Mapping[str, str] = {
     "arms_gap": " Right: gaps at the end of the budget, of arms that were not reset, are not meant "
     "to come back, or never did; bars from the smallest to the largest place.",
     "targets": "The same gap by what the students were trained on, a panel a layer. A dashed line "
-    "marks where local regression overtakes the LM loss for good.",
+    "marks where local regression overtakes the LM loss for good. T0: the tokens the base was "
+    "trained on.",
     "families": "A panel a family: students trained on the base's own loss, each layer of the "
     "largest base.",
     "aside": " The cross-attention aside: gap, and, where it was measured, source-use (1: the "

@@ -90,6 +90,7 @@ def by_target(ledger: pd.DataFrame) -> Figure:
     lines = -(-len(found) // columns)
     figure, axes = panels(lines, columns, width=max(WIDE / columns, 2.5), height=2.7, share_y=True)
     scale = _scale(own)
+    narrow = "share of T0" if knows_length(own) else "tokens"
     for number, ax in enumerate(axes.flat):
         if number >= len(found):
             ax.set_visible(False)
@@ -97,7 +98,7 @@ def by_target(ledger: pd.DataFrame) -> Figure:
         rows = at_place(own, found[number])
         _target_panel(ax, rows, scale, place_name(*found[number]))
         ax.set_ylabel("gap, nat" if number % columns == 0 else "")
-        ax.set_xlabel(_xlabel(own) if number + columns >= len(found) else "")
+        ax.set_xlabel(narrow if number + columns >= len(found) else "")
     _alike([ax for ax in axes.flat if ax.get_visible()], levels=False)
     key_below(figure, list(axes.flat))
     return figure
