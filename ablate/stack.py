@@ -18,8 +18,8 @@ training mode dropout and layer drop make no two forwards equal; a replay is one
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -182,10 +182,12 @@ def record(
     stack: Stack | None = None,
     anatomy: Anatomy | None = None,
     gradients: bool = False,
+    upto: int | None = None,
 ) -> Recorded:
     """Run the model's own forward on `inputs`, short of the logits, and keep how it went.
 
     `keep` names residual streams: i is the input of block i, N the output of the last block.
+    `upto` runs only the blocks below it (at least one) and keeps of the others how they are called.
     `stack` is "encoder" or "decoder" where a model has both (default: the decoder). Runs without a
     cache, inside whatever hooks are installed, and without gradients unless they are asked for.
 
@@ -194,8 +196,11 @@ def record(
     """
     part = Part.of(hf_model, stack, anatomy)
     tape = _Tape(hf_model, part, frozenset(keep))
-    if unknown := sorted(i for i in tape.keep if not 0 <= i <= len(part.blocks)):
-        raise ValueError(f"keep={unknown}: residual streams are 0 to {len(part.blocks)}")
+    end = len(part.blocks) if upto is None else upto
+    if not 1 <= end <= len(part.blocks):
+        raise ValueError(f"upto={upto}: run at least block 0, and {len(part.blocks)} at most")
+    if unknown := sorted(i for i in tape.keep if not 0 <= i <= end):
+        raise ValueError(f"keep={unknown}: residual streams are 0 to {end}")
     handles: list[RemovableHandle] = []
     for i, block in enumerate(part.blocks):
         # First of the pre-hooks and last of the hooks: what others change, they change again.
@@ -211,7 +216,7 @@ def record(
             module.register_forward_hook(partial(tape.leave_trunk, name)),
         ]
     # A tensor made in inference mode could not take part in a later backward.
-    with torch.inference_mode(False), torch.set_grad_enabled(gradients):
+    with torch.inference_mode(False), torch.set_grad_enabled(gradients), _left_out(tape, end):
         _forward(hf_model, inputs, handles)
         return tape.recorded()
 
@@ -239,6 +244,26 @@ def embed(
     hook = block.register_forward_pre_hook(enter, with_kwargs=True, prepend=True)
     _forward(hf_model, inputs, [hook])
     return found[0]
+
+
+@contextmanager
+def _left_out(tape: _Tape, first: int) -> Iterator[None]:
+    """Blocks from `first` on give back what the last one before them gave, without being run."""
+
+    def give_back(*args: object, **kwargs: object) -> object:
+        return tape.returned
+
+    blocks = tape.part.blocks[first:]
+    own = [block.__dict__.get("forward") for block in blocks]  # accelerate's, where it offloads
+    try:
+        for block in blocks:
+            block.__dict__["forward"] = give_back
+        yield
+    finally:
+        for block, forward in zip(blocks, own, strict=True):
+            del block.__dict__["forward"]
+            if forward is not None:
+                block.__dict__["forward"] = forward
 
 
 class _Leave(Exception):
@@ -271,6 +296,7 @@ class _Tape:
     kept: dict[int, Tensor] = field(default_factory=dict)
     shape: tuple[int, int, int] = (0, 0, 0)
     last: tuple[Any, ...] = ()
+    returned: Any = None
     trunk: str = ""
     answer: Any = None
 
@@ -291,7 +317,7 @@ class _Tape:
             self.kept[i] = resid
 
     def leave(self, i: int, block: nn.Module, args: tuple[Any, ...], returned: Any) -> None:
-        self.last = outputs(returned)
+        self.last, self.returned = outputs(returned), returned
         if i + 1 == len(self.part.blocks) and i + 1 in self.keep:
             self.kept[i + 1] = self.last[0]
 

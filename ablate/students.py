@@ -38,7 +38,8 @@ class Students(nn.Module):
     there is the block's. `trained` are the names that get gradients; parameters of this module are
     exactly these, [student, ...] each, under `stacked`.
 
-    Raises ValueError for a name or a shape the block does not have, and for no students.
+    Raises ValueError for a name or a shape the block does not have, for a block of which a tensor
+    is offloaded, and for no students.
     """
 
     def __init__(
@@ -94,6 +95,12 @@ class Students(nn.Module):
 def _check(
     own: Mapping[str, Tensor], weights: Sequence[Mapping[str, Tensor]], trained: Collection[str]
 ) -> None:
+    for name, tensor in own.items():
+        if tensor.is_meta:
+            raise ValueError(
+                f"{name} of a block with students is offloaded: load the model with a device_map"
+                " that keeps the whole block on a device"
+            )
     for name in trained:
         if name not in own:
             raise ValueError(f"{name} is to be trained: the block has {', '.join(own)}")
@@ -109,8 +116,12 @@ def _check(
 
 
 def _copy(block: nn.Module) -> nn.Module:
-    """A copy without hooks: the user's (and accelerate's) stay where they are."""
-    body = copy.deepcopy(block)
+    """A copy without hooks: the user's (and accelerate's) stay where they are.
+
+    Accelerate's are not copied on the way: they hold on to the weights of other blocks.
+    """
+    hooks = [module._hf_hook for module in block.modules() if hasattr(module, "_hf_hook")]  # noqa: SLF001
+    body = copy.deepcopy(block, {id(hook): hook for hook in hooks})
     remove_hook_from_module(body, recurse=True)
     for module in body.modules():
         for hooks in (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks):  # noqa: SLF001
@@ -213,7 +224,9 @@ def _products(
 ) -> Float[Tensor, "student n d_out"]:
     """x_k W_kᵀ + b_k for every student."""
     if len(weight) == 1:
-        return nn.functional.linear(x[0], weight[0], None if bias is None else bias[0])[None]
+        # squeeze, not [0]: the gradient of an index is written into zeros.
+        alone = None if bias is None else bias.squeeze(0)
+        return nn.functional.linear(x.squeeze(0), weight.squeeze(0), alone)[None]
     if x.device.type != "cpu":
         if bias is None:
             return torch.bmm(x, weight.mT)
@@ -267,9 +280,16 @@ class _Mapped(_Holder):
 
     def _layer_norm(self, rows: Tensor) -> Tensor:
         module: Any = self.module
+        given = {**dict(module.named_parameters()), **self.stacks}
+        if self.count == 1 and all(t.dtype == rows.dtype for t in given.values()):
+            own = {n: t.squeeze(0) if n in self.stacks else t for n, t in given.items()}
+            weight, bias = own.get("weight"), own.get("bias")
+            normed = nn.functional.layer_norm(
+                rows, module.normalized_shape, weight, bias, module.eps
+            )
+            return normed.to(rows.dtype)
         shape = (self.count, *[1] * (rows.ndim - 1 - len(module.normalized_shape)))
         normed = nn.functional.layer_norm(rows, module.normalized_shape, None, None, module.eps)
-        given = {**dict(module.named_parameters()), **self.stacks}
         for name, combine in (("weight", torch.mul), ("bias", torch.add)):
             if (tensor := given.get(name)) is not None:
                 stacked = name in self.stacks
