@@ -102,7 +102,7 @@ def load(
     with _one_line(name_or_path, local), _quiet(source):
         if (pruned := pruned_class_of(config)) is not None:
             options["variant"] = VARIANT
-        model, info = (pruned or _auto_class(config)).from_pretrained(
+        model, info = (pruned or auto_class(config)).from_pretrained(
             source,
             config=config,
             local_files_only=local,
@@ -212,7 +212,7 @@ def _require_checkpoint(folder: Path) -> None:
     raise ValueError(f"{folder} is no checkpoint: it has a config.json but no model.safetensors")
 
 
-def _auto_class(config: Any) -> Any:
+def auto_class(config: Any) -> Any:
     """The Auto class of a config's architecture; without one, what its family is mostly used as."""
     architecture = (config.architectures or [""])[0]
     if not architecture:

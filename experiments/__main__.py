@@ -22,11 +22,13 @@ from experiments.config import with_preset
 from experiments.induction.study import Induction
 from experiments.pretrain import Pretraining
 from experiments.prune.study import Pruning
+from experiments.reset.study import Resetting
 from experiments.run_folder import RunFolder, Study, run_study
 
 STUDIES: dict[str, type[Study]] = {
     "prune": Pruning,
     "induction": Induction,
+    "reset": Resetting,
     "pretrain": Pretraining,
     "bench": Bench,
 }

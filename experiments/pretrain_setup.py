@@ -206,11 +206,11 @@ def _precision(study: Pretraining, path: Path, device: torch.device) -> str:
     if study.precision != "auto":
         return study.precision
     if not kept.exists():
-        kept.write_text(_fit_precision(device))
+        kept.write_text(fit_precision(device))
     return kept.read_text()
 
 
-def _fit_precision(device: torch.device) -> str:
+def fit_precision(device: torch.device) -> str:
     """bfloat16 where the device multiplies in it, float32 where it would be emulated."""
     if device.type == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"

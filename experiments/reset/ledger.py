@@ -104,6 +104,9 @@ class Ledger:
         if not math.isfinite(row["loss"]):
             row["status"] = "diverged"
             return True
+        if not row["parameters"]:
+            row["status"] = "budget"  # nothing is trained: this is all there is to see
+            return True
         if row["weights"] == "averaged":
             below = row["gap"] <= self.enough
             self.held[name] = self.held.get(name, 0) + 1 if below else 0

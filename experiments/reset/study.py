@@ -1,0 +1,171 @@
+"""How much of its training data does a model need again when one of its layers is reset?
+
+A block gets fresh weights, everything else is frozen, the block is trained: on the base's own loss,
+or towards the old block's outputs. Held-out loss against tokens is the answer, with what it has to
+be held against: training a block that was not reset, training a whole model from scratch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from experiments.config import INPUT, NOT_HASHED, RunOptions
+
+if TYPE_CHECKING:
+    from experiments.run_folder import Outcome, RunFolder
+
+Arm = Literal[
+    "A0", "A1", "A2", "A3", "A4", "A5", "A6", "A7", "A8", "A9", "A10", "A11", "A12", "A13"
+]
+Target = Literal["lm", "hidden", "logits", "mix"]
+Law = Literal[
+    "init",
+    "rewind",
+    "torch",
+    "identity",
+    "copy-below",
+    "copy-above",
+    "copy-mean",
+    "moments",
+    "permuted",
+]
+Part = Literal["block", "attention", "ffn", "norms", "qk", "vo", "cross", "mixer"]
+PICK_SHARE = 0.2
+"""Of the budget, for every learning rate that is tried."""
+
+
+@dataclass(frozen=True)
+class Resetting(RunOptions):
+    """Reset a layer, retrain it with the rest frozen, and count the data until the loss is back.
+
+    $ ablate reset --model ./my-checkpoint --corpus ./my-text --layers 0 5 11 --budget 2000000
+    """
+
+    preset: Literal["default", "paper", "cross-attention"] = field(
+        default="default", metadata=NOT_HASHED
+    )
+    """paper: the grid of bases, all arms and axes; cross-attention: what wiping it does."""
+    models: tuple[str, ...] = field(default=("stdlib-opt",), metadata=INPUT)
+    """Bundled names, folders or Hugging Face ids; each a base of its own."""
+    corpus: str = field(default="", metadata=INPUT)
+    """Where the base's text is now, or the text for a base without a record ('stdlib' or a folder);
+    empty: as its record says."""
+    base_tokens: int | None = None
+    """T0 of a base without a record; without it amounts are in tokens."""
+    shares: tuple[float, ...] = (1.0,)
+    """Of a base's training: checkpoints that `ablate pretrain` kept."""
+    stacks: tuple[Literal["encoder", "decoder"], ...] = ()
+    """Of an encoder-decoder; both if none is named."""
+    layers: tuple[int, ...] = ()
+    """Blocks to reset; all if none is named."""
+    arms: tuple[Arm, ...] = ("A0", "A1", "A7")
+    """Of the protocol: A0 reset and train; A1 train without a reset; A2 train all without one; A3
+    reset, train all; A4 reset, train the norms; A5 reset, train the neighbours; A6 reset, train
+    nothing; A7 all from scratch; A8 all random, train one; A9 parts; A10 laws; A11 targets; A12
+    several layers; A13 cross-attention."""
+    targets: tuple[Target, ...] = ("lm", "hidden")
+    """What A0 trains towards: the base's loss, the old block's output, the old logits, or the first
+    two together."""
+    parts: tuple[Part, ...] = ("attention", "ffn", "norms", "qk", "vo")
+    """Reset and trained alone by A9."""
+    laws: tuple[Law, ...] = ("torch", "identity", "copy-below", "copy-mean", "moments", "permuted")
+    """By which A10 resets, beside init; what a base has no way to do is left out and named."""
+    rates: tuple[float, ...] = (2e-3,)
+    """Peak learning rates; of several, each arm, target and layer takes its best on rows that no
+    result is measured on."""
+    rate_all: float = 5e-4
+    """Of arms that train a trained model whole (A2, A3)."""
+    seeds: int = 3
+    """Resets, each with its own order of the data, from --seed on."""
+    budget: float = 600_000
+    """Tokens to train on; below 1, a share of T0."""
+    step: int = 1024
+    """Tokens a step, about: the base's batches are cut into so many whole rows."""
+    origin: Literal["auto", "same", "reshuffled", "held-out", "other"] = "auto"
+    """Of the data: the base's rows in its order, in another, rows it never read, another corpus.
+    auto: reshuffled, or whatever the base has."""
+    other: str = field(default="", metadata=INPUT)
+    """The other corpus: 'stdlib' or a folder."""
+    unique: tuple[float, ...] = (0,)
+    """Tokens after which the data begins again (below 1, a share of T0); 0 never."""
+    evaluate: int = 16_384
+    """Held-out tokens of an evaluation."""
+    per_decade: float = 8
+    """Evaluations a decade of tokens, from a fiftieth of the budget on."""
+    anneal: float = 0.2
+    """Share of the budget trained on behind it, while the rate falls to 0."""
+    predictors: bool = False
+    """Measure what may foretell how long a layer takes."""
+    context: int | None = None
+    """Row length, for a base without a record."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the frozen weights; what is trained is float32."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of matrix products; auto is bfloat16 where the device has it."""
+    device_map: str | None = None
+    """Accelerate's: auto, cuda:0, ...; without it, the CPU."""
+    jobs: int = field(default=1, metadata=NOT_HASHED)
+    """Processes on this machine; each takes its share of the threads."""
+    save_every: float = field(default=60.0, metadata=NOT_HASHED)
+    """Seconds between checkpoints."""
+
+    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("seeds", "step", "evaluate", "jobs"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} {getattr(self, name)} asked for: give at least 1")
+        for name in ("models", "arms", "targets", "rates", "shares", "unique"):
+            values = getattr(self, name)
+            if not values:
+                raise ValueError(f"--{name} without a value: give at least one")
+            if len(set(values)) < len(values):
+                raise ValueError(f"--{name} {' '.join(map(str, values))}: give each once")
+        for name in ("rates", "rate_all"):
+            values = getattr(self, name)
+            if not all(0 < v < math.inf for v in (values if name == "rates" else (values,))):
+                option = name.replace("_", "-")
+                raise ValueError(f"--{option} {values}: give learning rates above 0")
+        if not 0 < self.budget < math.inf:
+            raise ValueError(f"--budget {self.budget:g} asked for: give tokens, or a share below 1")
+        if min(self.unique) < 0 or not math.isfinite(max(self.unique)):
+            raise ValueError(f"--unique {min(self.unique):g} asked for: give tokens, 0 for all")
+        if min(self.shares) <= 0 or max(self.shares) > 1:
+            raise ValueError(f"--shares {self.shares}: give shares of the training in (0, 1]")
+        if not 0 <= self.anneal <= 1:
+            raise ValueError(f"--anneal {self.anneal:g} asked for: give a share in [0, 1]")
+        if not 1 <= self.per_decade <= 100:
+            raise ValueError(f"--per-decade {self.per_decade:g} asked for: give 1 to 100")
+        if self.layers and min(self.layers) < 0:
+            raise ValueError(f"--layers {min(self.layers)} asked for: layers count from 0")
+        if self.seed + self.seeds >= 2**31:
+            raise ValueError(f"--seed {self.seed} asked for: give less than {2**31 - self.seeds}")
+        if (self.origin == "other") != bool(self.other):
+            raise ValueError("--origin other and --other CORPUS go together: give both or neither")
+
+    def run(self, folder: RunFolder) -> Outcome:
+        """Plan all jobs, pick learning rates, retrain, find the crossings, put it together."""
+        from experiments.reset.figures import figures
+        from experiments.reset.findings import findings_of
+        from experiments.reset.opened import opened
+        from experiments.reset.page import report
+        from experiments.reset.plan import planned
+        from experiments.reset.work import ledger_of, picked
+
+        bases = opened(self)
+        plan = planned(self, bases)  # refuses what no base can do, before anything is written
+        folder.create()
+        rates, tried = picked(self, bases, plan, folder)
+        ledger = ledger_of(self, plan.at_rates(rates, bases), folder)
+        findings = findings_of(self, bases, plan, ledger, tried)
+        findings.crossings.to_parquet(folder.path / "crossings.parquet", index=False)
+        return folder.finish(
+            findings.outcome,
+            findings.metrics,
+            figures=figures(findings.result, paper=self.preset != "default"),
+            report=report(findings.result),
+        )

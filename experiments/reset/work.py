@@ -1,0 +1,165 @@
+"""Who does the jobs, in how many processes, and what is not done twice?
+
+A finished job is a shard of the run folder; an unfinished one has a checkpoint beside it. With
+several processes every one takes the costliest job that nobody has begun, with its share of the
+machine's threads, and hands its rows back: only the study's own process writes shards.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import torch
+
+from experiments.reset.opened import Opened, held_out, initial_weights, loaded, opened, precision_of
+from experiments.reset.plan import Job, Pick, Plan, pick_of
+from experiments.reset.session import Session, log_spaced, retrain
+from experiments.reset.whole import retrain_whole
+
+if TYPE_CHECKING:
+    from experiments.reset.study import Resetting
+    from experiments.run_folder import RunFolder
+
+ENOUGH = 0.01
+"""Nat: a student that stays this close to the base has recovered."""
+
+
+def picked(
+    study: Resetting, bases: Sequence[Opened], plan: Plan, folder: RunFolder
+) -> tuple[dict[Pick, float], pd.DataFrame]:
+    """The learning rate of every arm, target and layer, and all that were tried.
+
+    Columns of the frame: those of the ledger at the end of the short runs, and picked.
+    """
+    if not plan.picks:
+        return {}, pd.DataFrame()
+    rows = _done(study, plan.picks, folder, "learning rates")
+    by_name = {t.name: (job, t) for job in plan.picks for t in job.treatments}
+    last = rows[(rows["weights"] == "averaged") & (rows["status"] != "running")].copy()
+    last["gap"] = last["gap"].where(last["loss"].notna(), float("inf"))
+    keys = [pick_of(bases[by_name[name][0].base], by_name[name][1]) for name in last["name"]]
+    last["pick"] = [" ".join(map(str, key)) for key in keys]
+    best = last.loc[last.groupby(["base", "base_share", "pick"])["gap"].idxmin()]
+    last["picked"] = last.index.isin(best.index)
+    chosen = zip(keys, last["rate"], last["picked"], strict=True)
+    return {key: float(rate) for key, rate, is_best in chosen if is_best}, last
+
+
+def ledger_of(study: Resetting, plan: Plan, folder: RunFolder) -> pd.DataFrame:
+    """The rows of all jobs."""
+    return _done(study, plan.jobs, folder, "retrain")
+
+
+def _done(study: Resetting, jobs: Sequence[Job], folder: RunFolder, what: str) -> pd.DataFrame:
+    from tqdm import tqdm
+
+    keys = [job.key(opened(study), study) for job in jobs]
+    found = {key: kept for key in keys if (kept := folder.partial(key)) is not None}
+    left = [(job, key) for job, key in zip(jobs, keys, strict=True) if key not in found]
+    total = sum(job.cost for job in jobs)
+    ready = sum(job.cost for job, key in zip(jobs, keys, strict=True) if key in found)
+    with tqdm(
+        total=1.0,
+        initial=ready / total if total else 0.0,
+        desc=what,
+        file=sys.stderr,
+        bar_format="{l_bar}{bar}| {elapsed}<{remaining}{postfix}",
+    ) as bar:
+
+        def advance(share: float) -> None:
+            bar.update(min(share / total, 1.0 - bar.n))
+
+        bar.set_postfix_str(f"{len(found)} of {len(jobs)} jobs")
+        for key, rows in _each(study, left, folder.path / "partial", advance):
+            folder.keep(key, rows)
+            (folder.path / "partial" / f"{key}.safetensors").unlink(missing_ok=True)
+            found[key] = rows
+            bar.set_postfix_str(f"{len(found)} of {len(jobs)} jobs")
+    return pd.concat([found[key] for key in keys], ignore_index=True)
+
+
+def _each(
+    study: Resetting,
+    jobs: Sequence[tuple[Job, str]],
+    place: Path,
+    advance: Callable[[float], None],
+) -> Iterator[tuple[str, pd.DataFrame]]:
+    if study.jobs == 1 or len(jobs) < 2:
+        for job, key in jobs:
+            done = 0.0
+
+            def progress(step: int, steps: int, job: Job = job) -> None:
+                nonlocal done
+                advance(job.cost * (step / steps - done))
+                done = step / steps
+
+            yield key, do(study, job, place / f"{key}.safetensors", progress)
+        return
+    threads = max(1, (os.cpu_count() or 1) // study.jobs)
+    with ProcessPoolExecutor(
+        study.jobs, get_context("spawn"), torch.set_num_threads, (threads,)
+    ) as pool:
+        waiting = {
+            pool.submit(do, study, job, place / f"{key}.safetensors"): (job, key)
+            for job, key in jobs
+        }
+        for future in as_completed(waiting):
+            job, key = waiting[future]
+            rows = future.result()
+            advance(job.cost)
+            yield key, rows
+
+
+def do(
+    study: Resetting,
+    job: Job,
+    checkpoint: Path,
+    progress: Callable[[int, int], None] = lambda step, steps: None,
+) -> pd.DataFrame:
+    """The rows of one job."""
+    session = session_of(study, opened(study)[job.base], job)
+    if job.is_whole:
+        return retrain_whole(session, job.treatments[0], checkpoint, progress=progress)
+    return retrain(session, checkpoint, progress=progress)
+
+
+def session_of(study: Resetting, base: Opened, job: Job) -> Session:
+    """What a job is, with the base loaded."""
+    model = loaded(base.base.weights, study.dtype, study.device_map)
+    unique = job.unique or None
+    objective = base.data.reading(
+        base.origin, seed=job.seed, unique=unique, other=study.other or None
+    )
+    T0 = base.base.tokens
+    keys: dict[str, Any] = {
+        **base.keys,
+        "origin": base.origin,
+        "unique": float("nan") if unique is None else unique / T0 if T0 else float("nan"),
+        "unique_asked": float("nan") if unique is None else float(unique),
+        "budget": float(study.budget if study.budget >= 1 else study.budget * (T0 or 0)),
+    }
+    anneal = study.anneal if job.split == "report" else 0.0
+    first = max(1, job.steps // 50)
+    return Session(
+        model,
+        objective,
+        held_out(base, study.evaluate, job.split),
+        job.treatments,
+        keys,
+        job.steps,
+        log_spaced(job.steps, study.per_decade if job.split == "report" else 1, first),
+        stack=job.stack or None,
+        parts=base.steps_in,
+        anneal=anneal,
+        enough=ENOUGH,
+        initial=None if base.base.initial is None else initial_weights(str(base.base.initial)),
+        autocast=precision_of(study, next(model.parameters()).device),
+        save_every=study.save_every,
+    )
