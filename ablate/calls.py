@@ -25,6 +25,7 @@ from typing import Any
 from jaxtyping import Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as checkpointed
+from torch.utils.checkpoint import set_checkpoint_early_stop
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutput
 
@@ -108,7 +109,10 @@ class Call:
 
         now = self.map(fill)
         if checkpoint:
-            return outputs(checkpointed(self.block, *now.args, use_reentrant=False, **now.kwargs))
+            # Stopped early, the second run would leave offloaded weights where it stopped.
+            with set_checkpoint_early_stop(False):
+                made = checkpointed(self.block, *now.args, use_reentrant=False, **now.kwargs)
+            return outputs(made)
         return outputs(self.block(*now.args, **now.kwargs))
 
     def select(self, rows: Int[Tensor, "rows"], batch: int, done: dict[int, Any]) -> Call:

@@ -416,6 +416,25 @@ def test_offloaded_models_are_exact_and_stay_offloaded(
     assert after == state
 
 
+@pytest.mark.parametrize("family", ["opt", "bert", "mamba"])
+def test_blocks_computed_again_in_the_backward_pass_stay_offloaded(
+    family: str, tmp_path: Path
+) -> None:
+    """torch would stop the second run before accelerate unloads the last module it ran."""
+    model: Any = tiny(family).requires_grad_(False)
+    inputs = padded(model, "left")
+    gradients = []
+    for _ in range(2):
+        recorded = record(model, inputs)
+        resid = recorded.resid(0).clone().requires_grad_()
+        recorded.run_blocks(0, 2, resid, checkpoint=True).square().sum().backward()
+        gradients.append(resid.grad)
+        if len(gradients) == 1:
+            disk_offload(model, tmp_path, torch.device("cpu"), offload_buffers=True)
+    assert torch.equal(*gradients)
+    assert all(parameter.is_meta for parameter in model.parameters())
+
+
 def test_a_tensor_of_the_model_itself_can_be_offloaded(tmp_path: Path) -> None:
     model: Any = tiny("bart")
     model.final_logits_bias += 3.0
