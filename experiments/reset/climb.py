@@ -23,7 +23,7 @@ The logits are made, read and forgotten in chunks, their gradient with respect t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -34,9 +34,11 @@ from torch import Tensor, nn
 
 from ablate.components import Stack
 from ablate.parts import Part, decoder_inputs
+from ablate.placement import is_offloaded
 from ablate.stack import Recorded, record
 from ablate.students import Students
 from experiments.objectives import IGNORED, Batch
+from experiments.reset.parallel import ALONE, Share
 from experiments.reset.treatments import Target
 
 CHUNK = 2**22
@@ -80,19 +82,33 @@ class Cohort:
 
 @dataclass(frozen=True, eq=False)
 class Pass:
-    """One batch on its way through the base: its streams, and how they become logits."""
+    """One batch on its way through the base: its streams, and how they become logits.
+
+    Attributes:
+        share: the batch is this process's share of one.
+    """
 
     model: nn.Module
     batch: Batch
     recorded: Recorded
+    share: Share = ALONE
 
     @classmethod
-    def of(cls, model: nn.Module, batch: Batch, stack: Stack | None = None) -> Pass:
-        """The base's own forward of one stack, every residual stream kept."""
+    def of(
+        cls,
+        model: nn.Module,
+        batch: Batch,
+        stack: Stack | None = None,
+        keep: Collection[int] | None = None,
+        share: Share = ALONE,
+    ) -> Pass:
+        """The base's own forward of one stack; residual streams `keep` are kept, by default all."""
         with torch.no_grad():
-            n_blocks = _depth(model, stack)
-            recorded = record(model, batch.inputs, keep=range(n_blocks + 1), stack=stack)
-        return cls(model, batch, recorded)
+            if keep is None:
+                keep = range(depth(model, stack) + 1)
+            upto = max([1, *keep])  # nothing above is run
+            recorded = record(model, batch.inputs, keep=keep, stack=stack, upto=upto)
+        return cls(model, batch, recorded, share)
 
     @property
     def rows(self) -> int:
@@ -105,6 +121,19 @@ class Pass:
         chosen = self.batch.targets != IGNORED
         return chosen.nonzero() if float(chosen.float().mean()) < 0.6 else None
 
+    @cached_property
+    def predicted(self) -> int:
+        """Targets predicted, in the shares of all processes."""
+        return int(self.share.total((self.batch.targets != IGNORED).sum()))
+
+    @cached_property
+    def offloaded(self) -> frozenset[int]:
+        """Blocks whose weights accelerate fetches for every call."""
+        if not hasattr(self.model, "_hf_hook"):
+            return frozenset()
+        calls = enumerate(self.recorded.calls)
+        return frozenset(i for i, call in calls if is_offloaded(call.block))
+
     def tiled(self, copies: int) -> Recorded:
         """The recorded arguments for `copies` times the batch."""
         known = self.__dict__.setdefault("_tiled", {})
@@ -115,11 +144,16 @@ class Pass:
     def block(
         self, i: int, resid: Float[Tensor, "rows pos d_model"], students: Students | None = None
     ) -> Float[Tensor, "rows pos d_model"]:
-        """resid_i -> resid_{i+1} of any multiple of the batch, through the base or `students`."""
+        """resid_i -> resid_{i+1} of any multiple of the batch, through the base or `students`.
+
+        An offloaded block is fetched once more in the backward pass: else all that are above the
+        students would be on the device at once.
+        """
         call = self.tiled(len(resid) // self.rows).calls[i]
         if students is not None:
             call = replace(call, block=students)
-        return call.run((resid,))[0]
+        again = students is None and resid.requires_grad and i in self.offloaded
+        return call.run((resid,), checkpoint=again)[0]
 
     def read(
         self, resid: Float[Tensor, "student row pos d_model"], rows: slice
@@ -138,10 +172,12 @@ class Pass:
             at = (targets != IGNORED).nonzero()
             some = torch.cat([at + at.new_tensor([k * len(targets), 0]) for k in range(len(resid))])
             logits = self.recorded.head(flat, some.to(flat.device))
-            return logits.unflatten(0, (len(resid), -1)), targets[targets != IGNORED]
+            logits = logits.unflatten(0, (len(resid), -1))
+            return logits, targets[targets != IGNORED].to(logits.device)
         else:
             logits = self.recorded.head(flat)
-        return logits.unflatten(0, (len(resid), -1)).flatten(1, 2), targets.flatten()
+        logits = logits.unflatten(0, (len(resid), -1)).flatten(1, 2)
+        return logits, targets.flatten().to(logits.device)
 
     def chunks(self, students: int) -> list[slice]:
         """Rows of the batch whose logits, for that many students, fit in CHUNK."""
@@ -154,9 +190,17 @@ class Pass:
         return [slice(i, min(i + size, self.rows)) for i in range(0, self.rows, size)]
 
 
+def needed(cohorts: Sequence[Cohort], n_blocks: int) -> set[int]:
+    """The base's residual streams that these cohorts learn from."""
+    streams = {cohort.first for cohort in cohorts}
+    streams |= {cohort.first + 1 for cohort in cohorts if cohort.target in ("hidden", "mix")}
+    return streams | {n_blocks for cohort in cohorts if cohort.target == "logits"}
+
+
 def learn(passing: Pass, cohorts: Sequence[Cohort]) -> list[Float[Tensor, "student"]]:
     """Losses of every student of every cohort; their gradients are added to the students' weights.
 
+    Of a share of a batch they are what it adds to the losses and gradients of the whole batch.
     A loss that is not finite leaves gradients that are not finite in its own student alone.
     """
     losses: list[Tensor] = [torch.empty(0)] * len(cohorts)
@@ -167,7 +211,7 @@ def learn(passing: Pass, cohorts: Sequence[Cohort]) -> list[Float[Tensor, "stude
         for c, cohort in enumerate(cohorts):
             if cohort.first == i and cohort.target in ("hidden", "mix"):
                 x, y = passing.recorded.resid(i), passing.recorded.resid(i + 1)
-                losses[c] = block_error(streams[c], x, y, cohort.count)
+                losses[c] = block_error(streams[c], x, y, cohort.count, passing.share)
                 if cohort.target == "hidden":
                     losses[c].sum().backward()  # nothing above it is needed: forget it at once
                     losses[c] = losses[c].detach()
@@ -178,7 +222,8 @@ def learn(passing: Pass, cohorts: Sequence[Cohort]) -> list[Float[Tensor, "stude
     ends, gradients = [], []
     for c, stream in streams.items():
         found, gradient = _above(passing, stream, cohorts[c])
-        losses[c] = losses[c] + found if cohorts[c].target == "mix" else found
+        mixed = cohorts[c].target == "mix"
+        losses[c] = losses[c] + found.to(losses[c].device) if mixed else found
         ends.append(stream)
         gradients.append(gradient)
     if ends:
@@ -223,11 +268,14 @@ def block_error(
     x: Float[Tensor, "batch pos d_model"],
     y: Float[Tensor, "batch pos d_model"],
     count: int,
+    share: Share = ALONE,
 ) -> Float[Tensor, "student"]:
-    """E|out − y|² / E|y − x|² of each of `count` students."""
-    scale = (y.float() - x.float()).square().mean().clamp(min=1e-12)
-    errors = out.float().unflatten(0, (count, -1)) - y.float()
-    return errors.square().mean((1, 2, 3)) / scale
+    """E|out − y|² / E|y − x|² of each of `count` students, or what a share adds to it."""
+    y = y.to(out.device, torch.float32)
+    change = (y - x.to(out.device, torch.float32)).square().sum()
+    change, size = share.total(torch.stack([change, change.new_tensor(y.numel())]))
+    errors = out.float().unflatten(0, (count, -1)) - y
+    return errors.square().sum((1, 2, 3)) / size / (change / size).clamp(min=1e-12)
 
 
 def divergence(
@@ -245,7 +293,6 @@ def _above(
     split = stream.detach().unflatten(0, (cohort.count, -1))
     gradient = torch.empty_like(split)
     losses = split.new_zeros(cohort.count, dtype=torch.float32)
-    predicted = int((passing.batch.targets != IGNORED).sum())
     for rows in passing.chunks(cohort.count):
         piece = split[:, rows].requires_grad_()
         with torch.enable_grad():
@@ -253,11 +300,11 @@ def _above(
             if cohort.target == "logits":
                 counted = targets != IGNORED
                 old = _old(passing, rows)[counted]
-                found = divergence(logits[:, counted], old).sum(1) / predicted
+                found = divergence(logits[:, counted], old).sum(1) / passing.predicted
             else:
-                found = _cross_entropies(logits, targets).sum(1) / predicted
+                found = _cross_entropies(logits, targets).sum(1) / passing.predicted
             (gradient[:, rows],) = torch.autograd.grad(found.sum(), piece)
-        losses += found.detach()
+        losses += found.detach().to(losses.device)
     return losses, gradient.flatten(0, 1)
 
 
@@ -300,5 +347,6 @@ def _of_rows(inputs: Mapping[str, Tensor], index: Int[Tensor, "row"]) -> dict[st
     return {name: tensor[index.to(tensor.device)] for name, tensor in inputs.items()}
 
 
-def _depth(model: nn.Module, stack: Stack | None) -> int:
+def depth(model: nn.Module, stack: Stack | None = None) -> int:
+    """N, the blocks of that stack."""
     return len(Part.of(model, stack, None).blocks)

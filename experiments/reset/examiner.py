@@ -3,15 +3,17 @@
     gap    Σ (loss − base loss) over the targets of all rows / number of targets, nats
     its standard error over rows: the rows are the independent texts, their tokens are not
 
-The base's residual streams of the held-out rows do not change, so they are kept from one
-evaluation to the next, as far as there is room.
+The base's residual streams of the held-out rows do not change, so those that students begin at are
+kept from one evaluation to the next, as far as there is room. Several processes deal the batches
+out among them; every one knows the sums of all.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,15 +21,18 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ablate.components import Stack
+from ablate.hooks import execution_device
 from experiments.objectives import IGNORED, Batch
-from experiments.reset.climb import Cohort, Pass, evaluate, evaluate_base
+from experiments.reset.climb import Cohort, Pass, depth, evaluate, evaluate_base
+from experiments.reset.parallel import ALONE, Share
 
 KEPT = 2**30
 """Bytes of held-out residual streams kept from one evaluation to the next."""
 
 
 class Examiner:
-    """The held-out rows, with what the base makes of them."""
+    """The held-out rows, with what the base makes of them; `first` are blocks that students will
+    replace."""
 
     def __init__(
         self,
@@ -35,26 +40,22 @@ class Examiner:
         held_out: Sequence[Batch],
         stack: Stack | None,
         autocast: torch.dtype | None,
+        first: Collection[int] = (),
+        share: Share = ALONE,
     ) -> None:
-        self.model, self.held_out, self.stack, self.autocast = model, held_out, stack, autocast
-        self.device = next(model.parameters()).device
+        self.model, self.held_out, self.autocast, self.share = model, held_out, autocast, share
+        self.stack: Stack | None = stack
+        self.needed = frozenset(first)
+        self.device = execution_device(model)
         self.counts = torch.cat([(b.targets != IGNORED).sum(1) for b in held_out]).double()
         self.kept: dict[int, Pass] = {}
         self.room = KEPT
-        with torch.no_grad(), self._precision():
-            base = [evaluate_base(self._passing(i)).double().cpu() for i in range(len(held_out))]
-        self.base = torch.cat(base)
+        self.base = self._all(None)[0][0]
         self.loss = float(self.base.sum() / self.counts.sum())
 
     def sums(self, cohorts: Sequence[Cohort]) -> list[Float[Tensor, "student row"]]:
         """Summed loss of every held-out row, for every student."""
-        found: list[list[Tensor]] = [[] for _ in cohorts]
-        for i in range(len(self.held_out)):
-            passing = self._passing(i)
-            with self._precision():
-                for c, sums in enumerate(evaluate(passing, cohorts)):
-                    found[c].append(sums.double().cpu())
-        return [torch.cat(sums, dim=1) for sums in found]
+        return self._all(cohorts)
 
     def gap(self, sums: Float[Tensor, "row"]) -> tuple[float, float]:
         """Loss minus the base's on the same rows, and its standard error over rows."""
@@ -70,21 +71,49 @@ class Examiner:
         cohort = Cohort({layer: _Skipped()})  # pyright: ignore[reportArgumentType]
         return float(self.sums([cohort])[0].sum() / self.counts.sum())
 
-    def _passing(self, i: int) -> Pass:
-        if i in self.kept:
-            return self.kept[i]
+    def _all(self, cohorts: Sequence[Cohort] | None) -> list[Float[Tensor, "student row"]]:
+        """`sums`, or those of the base itself: one student."""
+        counts = [1] if cohorts is None else [cohort.count for cohort in cohorts]
+        rows = [len(batch.targets) for batch in self.held_out]
+        found = [torch.zeros(count, sum(rows), dtype=torch.float64) for count in counts]
+        for i in filter(self.share.deals, range(len(rows))):
+            here = slice(sum(rows[:i]), sum(rows[: i + 1]))
+            with torch.no_grad(), self._precision():
+                if cohorts is None:
+                    parts = [evaluate_base(self._passing(i, None))[None]]
+                else:
+                    parts = evaluate(self._passing(i, cohorts), cohorts)
+            for sums, part in zip(found, parts, strict=True):
+                sums[:, here] = part.double().cpu()
+        return [self.share.total(sums) for sums in found]
+
+    def _passing(self, i: int, cohorts: Sequence[Cohort] | None) -> Pass:
+        """The i-th batch with the streams that `cohorts` begin at, or the base's last one."""
+        if cohorts is not None:
+            self.needed |= {cohort.first for cohort in cohorts}
+            if i in self.kept and self.needed <= set(self.kept[i].recorded.kept):
+                return self.kept[i]
+        last = {depth(self.model, self.stack)} if cohorts is None else set()
+        batch = self.held_out[i].to(self.device)
         with self._precision():
-            passing = Pass.of(self.model, self.held_out[i].to(self.device), self.stack)
-        size = sum(t.numel() * t.element_size() for t in passing.recorded.kept.values())
-        if size <= self.room:
-            self.kept[i] = passing
-            self.room -= size
+            passing = Pass.of(self.model, batch, self.stack, self.needed | last)
+        kept = {n: stream for n, stream in passing.recorded.kept.items() if n in self.needed}
+        smaller = replace(passing, recorded=replace(passing.recorded, kept=kept))
+        if i in self.kept:
+            self.room += _size(self.kept.pop(i))
+        if _size(smaller) <= self.room:
+            self.kept[i] = smaller
+            self.room -= _size(smaller)
         return passing
 
     def _precision(self) -> contextlib.AbstractContextManager[Any]:
         if self.autocast is None:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=self.autocast)
+
+
+def _size(passing: Pass) -> int:
+    return sum(t.numel() * t.element_size() for t in passing.recorded.kept.values())
 
 
 class _Skipped(nn.Module):

@@ -34,12 +34,14 @@ import torch
 from torch import Tensor, nn
 
 from ablate.components import Stack
+from ablate.hooks import execution_device
 from experiments import checkpoints
 from experiments.objectives import Batch, Objective
-from experiments.reset.climb import Cohort, Pass, learn
+from experiments.reset.climb import Cohort, Pass, depth, learn, needed
 from experiments.reset.cohorts import Training
 from experiments.reset.examiner import Examiner
 from experiments.reset.ledger import Ledger
+from experiments.reset.parallel import ALONE, Share
 from experiments.reset.treatments import Treatment
 
 IN_FLIGHT = 3 * 2**30
@@ -58,6 +60,7 @@ class Session:
         parts: a batch of the objective makes so many steps, each with its share of the rows.
         anneal: steps behind the budget in which the rate falls to 0, as a share of `steps`.
         enough: gap, in nats, at which a student has recovered; nan never stops one.
+        share: which of several processes with the same session this is (`parallel`).
     """
 
     model: nn.Module
@@ -77,11 +80,12 @@ class Session:
     clip: float = 1.0
     autocast: torch.dtype | None = None
     save_every: float = 60.0
+    share: Share = ALONE
 
     @property
     def device(self) -> torch.device:
         """Where the batches go."""
-        return next(self.model.parameters()).device
+        return execution_device(self.model)
 
     @property
     def last(self) -> int:
@@ -114,7 +118,8 @@ class Session:
 
     def examiner(self) -> Examiner:
         """The base on the held-out rows."""
-        return Examiner(self.model, self.held_out, self.stack, self.autocast)
+        first = {min(t.layers) for t in self.treatments if t.layers}
+        return Examiner(self.model, self.held_out, self.stack, self.autocast, first, self.share)
 
     def kinds(self, step: int) -> tuple[str, ...]:
         """Which weights are evaluated after `step` steps."""
@@ -148,12 +153,16 @@ def retrain(
     """
     session.model.eval()
     session.model.requires_grad_(False)
+    if session.share.count > 1:
+        for step in range(session.parts):  # steps of all sizes: refused before any work
+            session.share.of(session.batch(step))
     running = _Running(_trainings(session), session.ledger())
     examiner = session.examiner()
     if checkpoint is not None and checkpoint.exists():
         _resume(session, running, checkpoint)
     saved = time.monotonic()
     while True:
+        _agree(session.share, running)
         for kind in session.kinds(running.step):
             _examine(session, running, examiner, kind)
         if running.step == session.last or not running.trainings:
@@ -163,7 +172,8 @@ def retrain(
         running.seconds += time.monotonic() - started
         running.step += 1
         progress(running.step, session.last)
-        if checkpoint is not None and time.monotonic() - saved > session.save_every:
+        late = time.monotonic() - saved > session.save_every
+        if checkpoint is not None and late and session.share.leads:
             _save(session, running, checkpoint)
             saved = time.monotonic()
     return pd.DataFrame(running.ledger.rows)
@@ -197,13 +207,36 @@ def _training(session: Session, members: Sequence[Treatment]) -> Training:
 def _step(session: Session, running: _Running) -> int:
     """Every student learns from one batch; its tokens."""
     batch = session.batch(running.step)
+    cohorts = [training.cohort for training in running.trainings]
+    keep = needed(cohorts, depth(session.model, session.stack))
+    mine = session.share.of(batch)
     with session.precision():
-        passing = Pass.of(session.model, batch, session.stack)
-        for wave in _waves(passing, [t.cohort for t in running.trainings]):
+        passing = Pass.of(session.model, mine, session.stack, keep, session.share)
+        for wave in _waves(passing, cohorts):
             learn(passing, wave)
+    _add_gradients(session.share, running)
     for training in running.trainings:
         training.update(session.rate_share(running.step))
     return batch.tokens
+
+
+def _add_gradients(share: Share, running: _Running) -> None:
+    """Those of all processes; a tensor that only another one's rows went through has one too."""
+    if share.count > 1:
+        stacks = [stack for training in running.trainings for stack in training.stacks]
+        for stack in stacks:
+            if stack.grad is None:
+                stack.grad = torch.zeros_like(stack)
+        share.add_(stack.grad for stack in stacks if stack.grad is not None)
+
+
+def _agree(share: Share, running: _Running) -> None:
+    """Raises ValueError unless all processes have come equally far with the same students."""
+    if share.count > 1:
+        stacks = [stack for training in running.trainings for stack in training.stacks]
+        weights = sum(float(stack.detach().double().sum()) for stack in stacks)
+        standing = torch.tensor([running.step, running.tokens, weights], dtype=torch.float64)
+        share.require_same(standing, "students")
 
 
 def _waves(passing: Pass, cohorts: Sequence[Cohort]) -> list[list[Cohort]]:

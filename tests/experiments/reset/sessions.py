@@ -6,14 +6,15 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from torch import nn
+
 from experiments.corruption import Masking, Spans
 from experiments.objectives import NextToken, Objective
 from experiments.orders import Leg, Order
+from experiments.reset.parallel import ALONE, Share
 from experiments.reset.session import Session
 from experiments.reset.treatments import Treatment
 from experiments.tokens import Rows
-from torch import nn
-
 from tests.families import ENCODERS, TWO_STACKS, VOCAB, tiny
 
 LENGTH = 12
@@ -45,9 +46,11 @@ def session(
     anneal: float = 0.34,
     parts: int = 1,
     save_every: float = 1e9,
+    batch: int = 4,
+    share: Share = ALONE,
 ) -> Session:
     """Six steps, evaluated at 0, 2, 4 and 6, and two steps more."""
-    asked = objective(family)
+    asked = objective(family, batch)
     return Session(
         tiny(family) if model is None else model,
         asked,
@@ -62,4 +65,5 @@ def session(
         enough=enough,
         parts=parts,
         save_every=save_every,
+        share=share,
     )
