@@ -42,8 +42,8 @@ class Site:
     stack: Stack
     layers: tuple[int, ...]
     n_blocks: int
-    parts: tuple[Part, ...]
-    laws: tuple[Law, ...]
+    parts: Sequence[Part]
+    laws: Sequence[Law]
 
     def place(self, layer: int, part: Part = "block") -> Place:
         """A place in this stack."""

@@ -38,7 +38,8 @@ from numpy.typing import ArrayLike
 
 KEYS = (
     *("base", "family", "n_layers", "d_model", "base_seed", "base_share", "base_tokens"),
-    *("unique_tokens", "parameters", "arm", "stack", "layer", "part", "law", "target", "origin"),
+    *("unique_tokens", "parameters", "arm", "stack", "layer", "layers", "part", "law", "target"),
+    *("variant", "origin"),
     *("unique", "seed", "rate"),
 )
 """What tells one student from another, in the ledger and in all that is made from it."""

@@ -1,8 +1,8 @@
 """Which bases are there to reset a layer of, and what do students of them read?
 
 Opening a base reads its record, its text and its tokens, not its weights: what cannot be done is
-refused before anything is loaded or written. `loaded` loads the weights; a process keeps the base it
-used last.
+refused before anything is loaded or written. `loaded` loads the weights; a process keeps the base
+it used last.
 """
 
 from __future__ import annotations
@@ -139,7 +139,8 @@ def loaded(weights: str, dtype: str, device_map: str | None) -> nn.Module:
     """The base's model, frozen and in evaluation mode; the last one is kept."""
     from ablate import HookedModel
 
-    model = HookedModel.from_pretrained(weights, dtype=dtype, device_map=device_map).model
+    kept = None if dtype == "checkpoint" else dtype
+    model = HookedModel.from_pretrained(weights, dtype=kept, device_map=device_map).model
     return model.eval().requires_grad_(False)
 
 

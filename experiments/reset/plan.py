@@ -1,10 +1,9 @@
 """Which jobs does a study consist of, and in which order are they done?
 
-A job is a set of students that read the same batches: one base, one seed, one order of the data, and
-of an encoder-decoder one stack. Arms that train a whole model are jobs of one student. The costliest
-job is first, so that several processes end together. A job is known by the hash of what it is, and
-its rows are kept under that name: a study killed and run again, or run with more seeds, does only
-what is missing.
+A job is a set of students that read the same batches: one base, one seed, one order of the data,
+and of an encoder-decoder one stack. Arms that train a whole model are jobs of one student. The
+costliest job is first, so that several processes end together. A job is known by the hash of what
+it is, and its rows are kept under that name: a study killed and run again does what is missing.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ablate.components import Stack
-from ablate.reset import has_identity, places_of
+from ablate.reset import Part, has_identity, places_of
 from experiments.reset import arms
 from experiments.reset.opened import Opened, held_out
 from experiments.reset.treatments import Treatment
@@ -204,10 +203,9 @@ def _site(
             f"--layers {unknown[0]} asked for: {opened.name} has {len(blocks)} blocks"
             f"{f' in its {stack}' if stack else ''}, 0 to {len(blocks) - 1}"
         )
+    asked: tuple[Part, ...] = study.parts
     parts = tuple(
-        part
-        for part in study.parts
-        if any(place.stack == stack for place in places_of(outline, part))
+        part for part in asked if any(place.stack == stack for place in places_of(outline, part))
     )
     laws = list(study.laws)
     if "identity" in laws and not has_identity(outline, arms.Place(0, "block", stack)):
@@ -235,6 +233,6 @@ def _check_text(study: Resetting, opened: Opened, budget: float) -> None:
     if most > len(stream) or (opened.origin == "held-out" and budget > len(stream)):
         asked = max(most, budget if opened.origin == "held-out" else 0)
         raise ValueError(
-            f"{asked:,.0f} different tokens asked for: the {opened.origin} text of {opened.name} has"
-            f" {len(stream):,}; give fewer with --unique or --budget, or a larger corpus"
+            f"{asked:,.0f} different tokens asked for: the {opened.origin} text of {opened.name}"
+            f" has {len(stream):,}; give fewer with --unique or --budget, or a larger corpus"
         )

@@ -48,8 +48,10 @@ class Resetting(RunOptions):
         default="default", metadata=NOT_HASHED
     )
     """paper: the grid of bases, all arms and axes; cross-attention: what wiping it does."""
-    models: tuple[str, ...] = field(default=("stdlib-opt",), metadata=INPUT)
-    """Bundled names, folders or Hugging Face ids; each a base of its own."""
+    model: str = field(default="stdlib-opt", metadata=INPUT)
+    """Bundled name, local folder or Hugging Face id."""
+    also: tuple[str, ...] = field(default=(), metadata=INPUT)
+    """More bases, studied together with it."""
     corpus: str = field(default="", metadata=INPUT)
     """Where the base's text is now, or the text for a base without a record ('stdlib' or a folder);
     empty: as its record says."""
@@ -101,8 +103,8 @@ class Resetting(RunOptions):
     """Measure what may foretell how long a layer takes."""
     context: int | None = None
     """Row length, for a base without a record."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the frozen weights; what is trained is float32."""
+    dtype: Literal["float32", "bfloat16", "float16", "checkpoint"] = "float32"
+    """Of the frozen weights; checkpoint keeps what the file has. What is trained is float32."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of matrix products; auto is bfloat16 where the device has it."""
     device_map: str | None = None
@@ -119,7 +121,7 @@ class Resetting(RunOptions):
         for name in ("seeds", "step", "evaluate", "jobs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} {getattr(self, name)} asked for: give at least 1")
-        for name in ("models", "arms", "targets", "rates", "shares", "unique"):
+        for name in ("arms", "targets", "rates", "shares", "unique"):
             values = getattr(self, name)
             if not values:
                 raise ValueError(f"--{name} without a value: give at least one")
@@ -147,6 +149,11 @@ class Resetting(RunOptions):
         if (self.origin == "other") != bool(self.other):
             raise ValueError("--origin other and --other CORPUS go together: give both or neither")
 
+    @property
+    def models(self) -> tuple[str, ...]:
+        """All bases."""
+        return tuple(dict.fromkeys((self.model, *self.also)))
+
     def run(self, folder: RunFolder) -> Outcome:
         """Plan all jobs, pick learning rates, retrain, find the crossings, put it together."""
         from experiments.reset.figures import figures
@@ -154,14 +161,14 @@ class Resetting(RunOptions):
         from experiments.reset.opened import opened
         from experiments.reset.page import report
         from experiments.reset.plan import planned
-        from experiments.reset.work import ledger_of, picked
+        from experiments.reset.work import foretold, ledger_of, picked
 
         bases = opened(self)
         plan = planned(self, bases)  # refuses what no base can do, before anything is written
         folder.create()
         rates, tried = picked(self, bases, plan, folder)
         ledger = ledger_of(self, plan.at_rates(rates, bases), folder)
-        findings = findings_of(self, bases, plan, ledger, tried)
+        findings = findings_of(self, bases, plan, ledger, tried, foretold(self, bases, folder))
         findings.crossings.to_parquet(folder.path / "crossings.parquet", index=False)
         return folder.finish(
             findings.outcome,

@@ -8,10 +8,13 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from ablate.reset import Law, Place, fresh
+from ablate.reset import Law, Place, fresh_all
 
 Target = Literal["lm", "hidden", "logits", "mix"]
-Scope = Literal["places", "all", "scratch", "random-context"]
+Scope = Literal["places", "all", "scratch", "random-context", "bridge", "decoder"]
+
+SAID = ("all", "bridge", "decoder")
+"""Scopes that say themselves what is trained."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,10 @@ class Treatment:
         rate: peak learning rate.
         scope: places: the base's other weights are frozen. all: everything is trained. scratch:
             everything is fresh and trained. random-context: everything is fresh, `trains` trained.
+            bridge: a new linear map from the encoder to the decoder is trained. decoder: all of the
+            decoder is.
+        variant: of the arm, in a word, where it has several.
+        encoder: where another model's encoder is in place of the base's own, its folder.
     """
 
     arm: str
@@ -36,6 +43,8 @@ class Treatment:
     seed: int = 0
     rate: float = 2e-3
     scope: Scope = "places"
+    variant: str = ""
+    encoder: str = ""
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -53,7 +62,7 @@ class Treatment:
         resets, trains = (",".join(map(str, p)) for p in (self.resets, self.trains))
         return (
             f"{self.arm} {resets or '-'} {trains or '-'} {self.law} {self.target} {self.scope} "
-            f"{self.seed} {self.rate:g}"
+            f"{self.variant or '-'} {self.encoder or '-'} {self.seed} {self.rate:g}"
         )
 
     def columns(self) -> dict[str, Any]:
@@ -66,7 +75,8 @@ class Treatment:
             "layer": places[0].layer if one else -1,
             "layers": " ".join(map(str, sorted({p.layer for p in places}))),
             "part": places[0].part if places else "model",
-            "trains": " ".join(map(str, self.trains)) if self.scope != "all" else "all",
+            "variant": self.variant,
+            "trains": self.scope if self.scope in SAID else " ".join(map(str, self.trains)),
             "law": self.law if self.resets or self.scope != "places" else "none",
             "target": self.target,
             "seed": self.seed,
@@ -79,7 +89,6 @@ def starts(
     model: nn.Module, treatment: Treatment, initial: Mapping[str, Tensor] | None = None
 ) -> dict[str, Tensor]:
     """The weights a student begins with, by name in the model: only those that are reset."""
-    found: dict[str, Tensor] = {}
-    for place in treatment.resets:
-        found |= fresh(model, place, treatment.law, treatment.seed, initial=initial)
-    return found
+    if not treatment.resets:
+        return {}
+    return fresh_all(model, treatment.resets, treatment.law, treatment.seed, initial=initial)

@@ -15,6 +15,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from experiments.reset.study import Resetting
     from experiments.run_folder import RunFolder
 
+FORETELLING = 8_192
+"""Held-out tokens that predictors are measured on, of the rows that results are not."""
 ENOUGH = 0.01
 """Nat: a student that stays this close to the base has recovered."""
 
@@ -42,8 +45,9 @@ def picked(
         return {}, pd.DataFrame()
     rows = _done(study, plan.picks, folder, "learning rates")
     by_name = {t.name: (job, t) for job in plan.picks for t in job.treatments}
-    last = rows[(rows["weights"] == "averaged") & (rows["status"] != "running")].copy()
-    last["gap"] = last["gap"].where(last["loss"].notna(), float("inf"))
+    ended = (rows["weights"] == "averaged") & (rows["status"] != "running")
+    last = rows.loc[ended].reset_index(drop=True)
+    last["gap"] = np.where(np.isfinite(last["loss"]), last["gap"], np.inf)
     keys = [pick_of(bases[by_name[name][0].base], by_name[name][1]) for name in last["name"]]
     last["pick"] = [" ".join(map(str, key)) for key in keys]
     best = last.loc[last.groupby(["base", "base_share", "pick"])["gap"].idxmin()]
@@ -55,6 +59,23 @@ def picked(
 def ledger_of(study: Resetting, plan: Plan, folder: RunFolder) -> pd.DataFrame:
     """The rows of all jobs."""
     return _done(study, plan.jobs, folder, "retrain")
+
+
+def foretold(study: Resetting, bases: Sequence[Opened], folder: RunFolder) -> pd.DataFrame:
+    """What may foretell recovery, of every layer of every base, if it was asked for."""
+    from experiments.reset.predictors import predictors
+
+    tables = []
+    for base in bases if study.predictors else ():
+        key = f"predictors-{base.name}-{base.base.share:g}"
+        if (kept := folder.partial(key)) is None:
+            model = loaded(base.base.weights, study.dtype, study.device_map)
+            rows = held_out(base, FORETELLING, "pick")
+            kept = predictors(model, rows, initial=base.base.initial, seeds=(study.seed,))
+            kept = kept.assign(base=base.name, base_share=base.base.share)
+            folder.keep(key, kept)
+        tables.append(kept)
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
 def _done(study: Resetting, jobs: Sequence[Job], folder: RunFolder, what: str) -> pd.DataFrame:

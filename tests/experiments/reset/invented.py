@@ -16,6 +16,8 @@ KNOWN = {
     "arm": "A0",
     "stack": "",
     "layer": 0,
+    "layers": "0",
+    "variant": "",
     "part": "block",
     "law": "init",
     "target": "lm",

@@ -70,6 +70,8 @@ def student(
             | {
                 "arm": arm,
                 "layer": layer,
+                "layers": columns.get("layers", str(layer)),
+                "variant": columns.get("variant", ""),
                 "target": target,
                 "seed": seed,
                 "step": step,

@@ -138,7 +138,7 @@ def test_arms_show_medians_censored_students_and_gaps_at_the_budget():
     ]
     assert "A9 only ffn" in names
     assert "A10 law rewind" in names
-    assert "A12 several layers (L2)" in names
+    assert "A12 layers 2 (L2)" in names
     assert not [name for name in names if name.startswith(("A1 ", "A2", "A4", "A5", "A6"))]
     dots = reached.lines[0]
     own = crossings(rows)
