@@ -8,8 +8,8 @@
     A5   reset a block, train its neighbours         A12  reset and train several blocks
     A6   reset a block, train nothing                A13  what wiping cross-attention does
 
-Every function gives treatments of one seed; rates are those of the arm where the study has one of
-its own. What a base cannot do (a copy of a block below the lowest) is left out, and said.
+Every function gives treatments of one seed; A1, A2 and A7, which are not about the reset, have the
+first seed only. Rates are those of the arm where the study has one of its own. What a base cannot do (a copy of a block below the lowest) is left out, and said.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def treatments(study: Resetting, site: Site, seed: int, rate: float) -> Iterator
         here = (site.place(layer),)
         for target in study.targets if "A0" in arms else ():
             yield Treatment("A0", here, here, "init", target, seed, rate)
-        if "A1" in arms:
+        if "A1" in arms and seed == study.seed:
             yield Treatment("A1", (), here, "init", "lm", seed, rate)
         if "A3" in arms:
             yield Treatment("A3", here, (), "init", "lm", seed, study.rate_all, "all")
@@ -87,6 +87,8 @@ def treatments(study: Resetting, site: Site, seed: int, rate: float) -> Iterator
 
 def whole(study: Resetting, seed: int, rate: float) -> Iterator[Treatment]:
     """The arms that are about no stack."""
+    if seed != study.seed:
+        return
     if "A2" in study.arms:
         yield Treatment("A2", (), (), "init", "lm", seed, study.rate_all, "all")
     if "A7" in study.arms:

@@ -97,7 +97,7 @@ class Resetting(RunOptions):
     """Held-out tokens of an evaluation."""
     per_decade: float = 8
     """Evaluations a decade of tokens, from a fiftieth of the budget on."""
-    anneal: float = 0.2
+    anneal: float = 0.1
     """Share of the budget trained on behind it, while the rate falls to 0."""
     predictors: bool = False
     """Measure what may foretell how long a layer takes."""
