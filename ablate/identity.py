@@ -5,6 +5,7 @@
 
 `has_identity` tells which by the anatomy (no norm named before the attention) and by the configs of
 OPT and Bloom; `without_branches` zeroes the projections in which the branches end, biases too.
+One branch alone may be silent under post-norm too: its norm is then that of the stream as it came.
 Where it misleads: an anatomy of your own that names no norms is taken for post-norm.
 """
 
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 from ablate.anatomy import Anatomy, find
 from ablate.places import Block, Place, block_at
 
+BRANCHES = ("attention", "vo", "cross", "mixer", "ffn")
+"""Parts that can add nothing to the stream whatever is done to it behind them."""
 _LAST = frozenset(["c_proj", "dense_4h_to_h", "down_proj", "fc2", "wo"])
 """What families call the last projection inside an FFN module."""
 
@@ -40,7 +43,7 @@ def require_identity(hf_model: nn.Module, place: Place, anatomy: Anatomy | None 
             f"the law identity for {place}: {place.part} has no output projection to zero; "
             "use init, or reset the block"
         )
-    if not has_identity(hf_model, place, anatomy):
+    if place.part not in BRANCHES and not has_identity(hf_model, place, anatomy):
         raise ValueError(
             f"the law identity for {place}: {type(hf_model).__name__} norms the residual stream "
             "itself (post-norm), so its blocks have no identity; use init"

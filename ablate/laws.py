@@ -12,8 +12,9 @@
 else is reset: those of `3.ffn` are the FFN's of `3`. Different blocks draw different weights.
 
 Where it misleads. Under post-norm (BERT, BART, OPT-350m) a block whose branches are zero is a norm,
-not the identity, so `identity` is refused. Under pre-norm and a small initialiser, init is nearly
-the identity. `moments` and `permuted` keep what the sizes of the trained tensors know, gains too.
+not the identity, so `identity` is refused, but for a single branch (`attention`, `cross`, `ffn`).
+Under pre-norm and a small initialiser, init is nearly the identity. `moments` and `permuted` keep
+what the sizes of the trained tensors know, gains too.
 """
 
 from __future__ import annotations

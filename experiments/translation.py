@@ -17,6 +17,7 @@ ambiguity is in it; it asks for alignment and a dictionary, and that is all.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -81,10 +82,27 @@ def no_source(batch: Batch) -> Batch:
     return Batch(inputs, batch.targets, batch.tokens)
 
 
+def no_sources(batches: Sequence[Batch]) -> list[Batch]:
+    """The same batches, every row's source given to a row half of all rows further on.
+
+    Batches have rows of one length, as held-out ones do. ValueError for one row in all, and for
+    batches without a decoder.
+    """
+    inputs = {
+        name: torch.cat([batch.inputs[name] for batch in batches]) for name in batches[0].inputs
+    }
+    targets = torch.cat([batch.targets for batch in batches])
+    whole = no_source(Batch(inputs, targets, sum(batch.tokens for batch in batches)))
+    rows = torch.arange(len(targets)).split([len(batch.targets) for batch in batches])
+    return [whole.take(some) for some in rows]
+
+
 def source_use(no_source_loss: float, loss: float, base_loss: float) -> float:
     """u = (ℓ_no-source − ℓ) / (ℓ_no-source − ℓ0): 1 as the base does, 0 as without a source.
 
-    nan where the base itself makes no use of its source.
+    The first two are losses of one model, with another row's source and with its own: a decoder
+    that ignores its source has 0, however well it does without. nan where the base itself makes no
+    use of its source.
     """
     best = no_source_loss - base_loss
     return (no_source_loss - loss) / best if best > 0 else float("nan")

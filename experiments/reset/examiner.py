@@ -3,6 +3,9 @@
     gap    Σ (loss − base loss) over the targets of all rows / number of targets, nats
     its standard error over rows: the rows are the independent texts, their tokens are not
 
+    source-use (`translation.source_use`), of encoder-decoders: how much of what the student gets
+    right it owes to its source, against another row's source
+
 The base's residual streams of the held-out rows do not change, so those that students begin at are
 kept from one evaluation to the next, as far as there is room. Several processes deal the batches
 out among them; every one knows the sums of all.
@@ -14,6 +17,7 @@ import contextlib
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -25,6 +29,7 @@ from ablate.hooks import execution_device
 from experiments.objectives import IGNORED, Batch
 from experiments.reset.climb import Cohort, Pass, depth, evaluate, evaluate_base
 from experiments.reset.parallel import ALONE, Share
+from experiments.translation import no_sources, source_use
 
 KEPT = 2**30
 """Bytes of held-out residual streams kept from one evaluation to the next."""
@@ -52,6 +57,27 @@ class Examiner:
         self.room = KEPT
         self.base = self._all(None)[0][0]
         self.loss = float(self.base.sum() / self.counts.sum())
+
+    @cached_property
+    def strangers(self) -> Examiner | None:
+        """The same rows with each other's sources; None where there is no source to exchange."""
+        if "decoder_input_ids" not in self.held_out[0].inputs or len(self.counts) < 2:
+            return None
+        swapped = no_sources(self.held_out)
+        return Examiner(self.model, swapped, self.stack, self.autocast, self.needed, self.share)
+
+    def strange_sums(
+        self, cohorts: Sequence[Cohort]
+    ) -> Sequence[Float[Tensor, "student row"] | None]:
+        """`sums` with other rows' sources, None for every cohort where there are none."""
+        return [None] * len(cohorts) if self.strangers is None else self.strangers.sums(cohorts)
+
+    def source_use(self, sums: Float[Tensor, "row"], strange: Float[Tensor, "row"] | None) -> float:
+        """Of a student with these sums; nan without sources."""
+        if strange is None:
+            return math.nan
+        loss, other = (float(s.sum() / self.counts.sum()) for s in (sums, strange))
+        return source_use(other, loss, self.loss)
 
     def sums(self, cohorts: Sequence[Cohort]) -> list[Float[Tensor, "student row"]]:
         """Summed loss of every held-out row, for every student."""

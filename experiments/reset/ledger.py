@@ -54,12 +54,14 @@ class Ledger:
         kind: str,
         examiner: Examiner,
         *,
+        strange: Float[Tensor, "row"] | None = None,
         step: int,
         tokens: int,
         seconds: float,
         parameters: int,
     ) -> bool:
-        """Add a student's row; whether the student is done."""
+        """Add a student's row, `strange` being its sums with other rows' sources; whether the
+        student is done."""
         name = member.name
         gap, stderr = examiner.gap(sums)
         loss = examiner.loss + gap
@@ -79,6 +81,7 @@ class Ledger:
             "loss_base": examiner.loss,
             "loss_reset": self.first[name],
             "loss_skip": self._skip(member, examiner),
+            "source_use": examiner.source_use(sums, strange),
             "status": "running",
         }
         self.rows.append(row)

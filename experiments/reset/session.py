@@ -261,21 +261,23 @@ def _examine(session: Session, running: _Running, examiner: Examiner, kind: str)
         if kind == "averaged":
             for training in running.trainings:
                 stack.enter_context(training.averaged())
-        found = examiner.sums([t.cohort for t in running.trainings])
+        cohorts = [t.cohort for t in running.trainings]
+        found = zip(examiner.sums(cohorts), examiner.strange_sums(cohorts), strict=True)
     left = []
-    for training, sums in zip(running.trainings, found, strict=True):
+    for training, (sums, strange) in zip(running.trainings, found, strict=True):
         done = [
             running.ledger.write(
                 member,
                 mine,
                 kind,
                 examiner,
+                strange=None if strange is None else strange[k],
                 step=running.step,
                 tokens=running.tokens,
                 seconds=running.seconds,
                 parameters=sum(stack[0].numel() for stack in training.stacks),
             )
-            for member, mine in zip(training.members, sums, strict=True)
+            for k, (member, mine) in enumerate(zip(training.members, sums, strict=True))
         ]
         leaving = [k for k, is_done in enumerate(done) if is_done]
         kept = training.without(session.model, leaving) if leaving else training

@@ -40,17 +40,19 @@ def retrain_whole(
     treatment: Treatment,
     checkpoint: Path | None = None,
     *,
+    model: nn.Module | None = None,
     progress: Callable[[int, int], None] = lambda step, steps: None,
 ) -> pd.DataFrame:
     """One student, the plain way; the ledger's rows, as `session.retrain` gives them.
 
-    The session's own treatments are not looked at. Raises ValueError for a place or a law that
-    the model does not have.
+    The session's own treatments are not looked at. `model` is what the student begins as, if it is
+    not what `prepared` makes of the base; what requires a gradient is trained. Raises ValueError
+    for a place or a law that the model does not have.
     """
     session.model.eval()
     session.model.requires_grad_(False)
     examiner, ledger = session.examiner(), session.ledger()
-    model = prepared(session, treatment)
+    model = prepared(session, treatment) if model is None else model
     trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
     masks = _masks(session.model, treatment)
     kept = {name: trained[name].detach().clone() for name in masks}
@@ -66,11 +68,14 @@ def retrain_whole(
         for kind in session.kinds(step):
             with _averaged(trained, averages) if kind == "averaged" else _as_it_is():
                 sums = row_sums(session, model, examiner.held_out)
+                swapped = examiner.strangers and examiner.strangers.held_out
+                strange = row_sums(session, model, swapped) if swapped else None
             done |= ledger.write(
                 treatment,
                 sums,
                 kind,
                 examiner,
+                strange=strange,
                 step=step,
                 tokens=tokens,
                 seconds=seconds,

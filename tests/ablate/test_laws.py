@@ -210,6 +210,31 @@ def test_there_is_no_identity_under_post_norm(family: str) -> None:
         assert not torch.allclose(recorded.run_blocks(last, last + 1, resid), resid, atol=0.01)
 
 
+def test_under_post_norm_one_branch_may_be_silent() -> None:
+    model = tiny("bart")
+    drawn = fresh(model, Place(1, "cross", "decoder"), "identity", 0)
+    path = "model.decoder.layers.1.encoder_attn."
+    assert {name.removeprefix(path) for name, value in drawn.items() if not value.any()} >= {
+        "out_proj.weight",
+        "out_proj.bias",
+    }
+    assert drawn[f"{path}k_proj.weight"].any()
+    with torch.no_grad():
+        for name, parameter in weights_at(model, Place(1, "cross", "decoder")).items():
+            parameter.copy_(drawn[name])
+    inputs = inputs_for(model)
+    other = inputs | {"input_ids": inputs["input_ids"].flip(1)}
+    layer = model.get_decoder().layers[1]  # what the branch adds, whatever the source says
+    heard: list[torch.Tensor] = []
+    hook = layer.encoder_attn.register_forward_hook(lambda module, args, out: heard.append(out[0]))
+    with torch.no_grad():
+        model(**inputs)
+        model(**other)
+    hook.remove()
+    assert not heard[0].any()
+    assert not heard[1].any()
+
+
 def test_bloom_with_its_residual_behind_the_norm_has_none() -> None:
     model = tiny("bloom", apply_residual_connection_post_layernorm=True)
     assert not has_identity(model, Place(0))

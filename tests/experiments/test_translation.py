@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from experiments.objectives import NextToken
-from experiments.translation import Translation, _language, no_source, source_use
+from experiments.translation import Translation, _language, no_source, no_sources, source_use
 
 BOS, START, VOCAB = 2, 1, 60
 
@@ -67,6 +67,19 @@ def test_no_source_gives_every_row_another_row_s_source():
         no_source(batch.take(torch.tensor([0])))
     with pytest.raises(ValueError, match="no decoder"):
         no_source(NextToken()(rows, np.random.default_rng(0)))
+
+
+def test_sources_are_exchanged_across_batches():
+    rows = torch.randint(4, VOCAB, (5, 12))
+    whole = translation()(rows, np.random.default_rng(0))
+    batches = [whole.take(torch.arange(4)), whole.take(torch.tensor([4]))]  # one row alone
+    swapped = no_sources(batches)
+    assert [len(batch.targets) for batch in swapped] == [4, 1]
+    together = torch.cat([batch.inputs["input_ids"] for batch in swapped])
+    assert torch.equal(together, no_source(whole).inputs["input_ids"])
+    assert torch.equal(torch.cat([batch.targets for batch in swapped]), whole.targets)
+    with pytest.raises(ValueError, match="one row"):
+        no_sources(batches[1:])
 
 
 def test_source_use_runs_from_none_to_the_base_s():
