@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,14 +24,24 @@ if TYPE_CHECKING:
     from experiments.reset.study import Resetting
 
 
+FRAMES = ("crossings", "rates", "predictors")
+"""Frames kept in a run folder beside its metrics."""
+
+
 @dataclass(frozen=True, eq=False)
 class Findings:
     """Everything a run ends with."""
 
     result: Result
-    crossings: pd.DataFrame
     metrics: pd.DataFrame
     outcome: Outcome
+
+    def write(self, path: Path) -> None:
+        """Leave the frames beside the metrics that are not rows of the ledger."""
+        for name in FRAMES:
+            frame = getattr(self.result, name)
+            if len(frame):
+                frame.to_parquet(path / f"{name}.parquet", index=False)
 
 
 def findings_of(
@@ -39,25 +50,62 @@ def findings_of(
     plan: Plan,
     ledger: pd.DataFrame,
     rates: pd.DataFrame,
-    predictors: pd.DataFrame | None = None,
+    predictors: pd.DataFrame,
 ) -> Findings:
     """Crossings of the ledger, and all that is made of them."""
+    named = " ".join(study.models) if len(study.models) < 4 else f"{len(study.models)} bases"
     crossings = crossing.crossings(ledger)
+    return _found(named, bases, ledger, crossings, rates, predictors, plan.left_out)
+
+
+def together(runs: Sequence[tuple[str, Path]], bases: Sequence[Opened]) -> Findings:
+    """What several finished runs say as one; a student that is in two of them counts once.
+
+    Of a run called `rates` only the learning rates that were tried are taken: its students have
+    rates of their own.
+    """
+    frames: dict[str, list[pd.DataFrame]] = {name: [] for name in ("ledger", *FRAMES)}
+    for name, path in runs:
+        if name != "rates":
+            ledger = pd.read_parquet(path / "metrics.parquet")
+            frames["ledger"].append(ledger.drop(columns=["metric", "value"]))
+        for kept in FRAMES:
+            if (kept == "rates" or name != "rates") and (path / f"{kept}.parquet").exists():
+                frames[kept].append(pd.read_parquet(path / f"{kept}.parquet"))
+    one = {
+        name: pd.concat(found, ignore_index=True) if found else pd.DataFrame()
+        for name, found in frames.items()
+    }
+    ledger = one["ledger"].drop_duplicates([*crossing.KEYS, "step", "weights"])
+    crossings = one["crossings"].drop_duplicates([*crossing.KEYS, "weights", "kind", "threshold"])
+    named = f"{len({base.name for base in bases})} bases"
+    return _found(named, bases, ledger, crossings, one["rates"], one["predictors"], ())
+
+
+def _found(
+    model: str,
+    bases: Sequence[Opened],
+    ledger: pd.DataFrame,
+    crossings: pd.DataFrame,
+    rates: pd.DataFrame,
+    predictors: pd.DataFrame,
+    left_out: Sequence[str],
+) -> Findings:
     close = main(crossings)
     close = close.loc[(close["kind"] == "absolute") & np.isclose(close["threshold"], THRESHOLD)]
     unit = "share" if knows_length(close) else "tokens"
     result = Result(
-        model=" ".join(study.models) if len(study.models) < 4 else f"{len(study.models)} bases",
+        model=model,
         ledger=ledger,
         crossings=crossings,
         survival=survival_steps(main(crossings), unit=unit) if len(close) else pd.DataFrame(),
         slopes=_slopes(close),
-        predictors=pd.DataFrame() if predictors is None else predictors,
+        predictors=predictors,
         rates=rates,
         statements=statements.statements(ledger, crossings, bases),
-        left_out=plan.left_out,
+        left_out=left_out,
     )
-    return Findings(result, crossings, _tidy(ledger), _outcome(result))
+    return Findings(result, _tidy(ledger), _outcome(result))
 
 
 def _slopes(close: pd.DataFrame) -> pd.DataFrame:

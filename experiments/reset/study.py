@@ -44,14 +44,14 @@ class Resetting(RunOptions):
     $ ablate reset --model ./my-checkpoint --corpus ./my-text --layers 0 5 11 --budget 2000000
     """
 
-    preset: Literal["default", "paper", "cross-attention"] = field(
-        default="default", metadata=NOT_HASHED
-    )
+    preset: Literal["default", "paper", "cross-attention"] = "default"
     """paper: the grid of bases, all arms and axes; cross-attention: what wiping it does."""
     model: str = field(default="stdlib-opt", metadata=INPUT)
     """Bundled name, local folder or Hugging Face id."""
     also: tuple[str, ...] = field(default=(), metadata=INPUT)
     """More bases, studied together with it."""
+    encoders: tuple[str, ...] = field(default=(), metadata=INPUT)
+    """Models that lend their encoders to A13, beside the other bases."""
     corpus: str = field(default="", metadata=INPUT)
     """Where the base's text is now, or the text for a base without a record ('stdlib' or a folder);
     empty: as its record says."""
@@ -101,6 +101,8 @@ class Resetting(RunOptions):
     """Share of the budget trained on behind it, while the rate falls to 0."""
     predictors: bool = False
     """Measure what may foretell how long a layer takes."""
+    bases: int = 3
+    """Seeds of each base of the grid, in the presets that train bases."""
     context: int | None = None
     """Row length, for a base without a record."""
     dtype: Literal["float32", "bfloat16", "float16", "checkpoint"] = "float32"
@@ -114,11 +116,18 @@ class Resetting(RunOptions):
     save_every: float = field(default=60.0, metadata=NOT_HASHED)
     """Seconds between checkpoints."""
 
-    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "cross-attention": {
+            "model": "",  # its bases are trained first
+            "stacks": ("decoder",),
+            "arms": ("A7", "A13"),
+            "budget": 0.15,
+        }
+    }
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("seeds", "step", "evaluate", "jobs"):
+        for name in ("seeds", "step", "evaluate", "jobs", "bases"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} {getattr(self, name)} asked for: give at least 1")
         for name in ("arms", "targets", "rates", "shares", "unique"):
@@ -156,6 +165,10 @@ class Resetting(RunOptions):
 
     def run(self, folder: RunFolder) -> Outcome:
         """Plan all jobs, pick learning rates, retrain, find the crossings, put it together."""
+        if self.preset == "paper":
+            from experiments.reset.paper import paper
+
+            return paper(self, folder)
         from experiments.reset.figures import figures
         from experiments.reset.findings import findings_of
         from experiments.reset.opened import opened
@@ -163,13 +176,17 @@ class Resetting(RunOptions):
         from experiments.reset.plan import planned
         from experiments.reset.work import foretold, ledger_of, picked
 
+        if self.preset == "cross-attention" and not self.model:
+            from experiments.reset.aside import with_bases
+
+            self = with_bases(self)
         bases = opened(self)
         plan = planned(self, bases)  # refuses what no base can do, before anything is written
         folder.create()
         rates, tried = picked(self, bases, plan, folder)
         ledger = ledger_of(self, plan.at_rates(rates, bases), folder)
         findings = findings_of(self, bases, plan, ledger, tried, foretold(self, bases, folder))
-        findings.crossings.to_parquet(folder.path / "crossings.parquet", index=False)
+        findings.write(folder.path)
         return folder.finish(
             findings.outcome,
             findings.metrics,
