@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from ablate.components import Stack
 from ablate.reset import Part, has_identity, places_of
-from experiments.reset import arms
+from experiments.reset import arms, aside
 from experiments.reset.opened import Opened, held_out
 from experiments.reset.treatments import Treatment
 
@@ -66,7 +66,8 @@ class Job:
     @property
     def is_whole(self) -> bool:
         """Whether it is one student that is trained the plain way."""
-        return self.treatments[0].scope != "places"
+        first = self.treatments[0]
+        return first.scope != "places" or bool(first.encoder)
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,8 @@ class Plan:
 def pick_of(opened: Opened, treatment: Treatment) -> Pick:
     """What the treatment shares its learning rate with."""
     columns = treatment.columns()
-    what = " ".join((treatment.arm, treatment.target, treatment.law, columns["trains"]))
+    kind = (treatment.arm, treatment.target, treatment.law, columns["trains"], treatment.variant)
+    what = " ".join(filter(None, kind))
     return f"{opened.name} {opened.base.share:g}", columns["stack"], columns["layer"], what
 
 
@@ -112,10 +114,13 @@ def planned(study: Resetting, bases: tuple[Opened, ...]) -> Plan:
         outline = _outline(opened)
         budget = opened.amount(study.budget, "budget")
         _check_text(study, opened, budget)
+        lenders = _lenders(study, bases, index, left_out)
         for unique in study.unique:
             tokens = opened.amount(unique, "unique")
             for seed in range(study.seed, study.seed + study.seeds):
-                jobs += _jobs(study, opened, outline, index, seed, tokens, budget, left_out)
+                jobs += _jobs(
+                    study, opened, outline, index, seed, tokens, budget, lenders, left_out
+                )
         if len(study.rates) > 1:
             picks += _pick_jobs(study, jobs, opened, index, budget)
     return Plan(
@@ -133,6 +138,7 @@ def _jobs(
     seed: int,
     unique: float,
     budget: float,
+    lenders: aside.Lenders | None,
     left_out: list[str],
 ) -> Iterator[Job]:
     steps, rate = opened.steps(budget), study.rates[0]
@@ -143,8 +149,12 @@ def _jobs(
             continue
         site = _site(study, opened, outline, stack, left_out)
         together = []
-        for treatment in arms.treatments(study, site, seed, rate):
-            if treatment.scope == "places":
+        asked = list(arms.treatments(study, site, seed, rate))
+        if lenders is not None and stack == "decoder":
+            first = seed == study.seed
+            asked += aside.treatments(site.layers, site.n_blocks, lenders, seed, rate, first=first)
+        for treatment in asked:
+            if treatment.scope == "places" and not treatment.encoder:
                 together.append(treatment)
             elif not unique:
                 cost = 3 * base.n_layers * unit
@@ -180,6 +190,19 @@ def _pick_jobs(
             yield dataclasses.replace(
                 job, seed=seed, steps=steps, treatments=group, split="pick", cost=job.cost * share
             )
+
+
+def _lenders(
+    study: Resetting, bases: tuple[Opened, ...], index: int, left_out: list[str]
+) -> aside.Lenders | None:
+    """Whose encoders A13 gives to a base; None where it is not asked for, or has no meaning."""
+    if "A13" not in study.arms:
+        return None
+    opened = bases[index]
+    if opened.base.kind != "encoder-decoder":
+        left_out.append(f"A13 of {opened.name}: it has no cross-attention")
+        return None
+    return aside.lenders_of(opened, aside.candidates(study, bases, index), left_out)
 
 
 def _outline(opened: Opened) -> nn.Module:

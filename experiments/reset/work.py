@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from experiments.reset.foreign import retrain_foreign
 from experiments.reset.opened import Opened, held_out, initial_weights, loaded, opened, precision_of
 from experiments.reset.plan import Job, Pick, Plan, pick_of
 from experiments.reset.session import Session, log_spaced, retrain
@@ -146,6 +147,8 @@ def do(
 ) -> pd.DataFrame:
     """The rows of one job."""
     session = session_of(study, opened(study)[job.base], job)
+    if job.treatments[0].encoder:
+        return retrain_foreign(session, job.treatments[0], checkpoint, progress=progress)
     if job.is_whole:
         return retrain_whole(session, job.treatments[0], checkpoint, progress=progress)
     return retrain(session, checkpoint, progress=progress)
