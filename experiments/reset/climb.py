@@ -129,10 +129,10 @@ class Pass:
     @cached_property
     def offloaded(self) -> frozenset[int]:
         """Blocks whose weights accelerate fetches for every call."""
-        if not hasattr(self.model, "_hf_hook"):
-            return frozenset()
-        calls = enumerate(self.recorded.calls)
-        return frozenset(i for i, call in calls if is_offloaded(call.block))
+        blocks = [call.block for call in self.recorded.calls]
+        if not any("_hf_hook" in module.__dict__ for module in (self.model, *blocks)):
+            return frozenset()  # without a look at every weight
+        return frozenset(i for i, block in enumerate(blocks) if is_offloaded(block))
 
     def tiled(self, copies: int) -> Recorded:
         """The recorded arguments for `copies` times the batch."""

@@ -26,6 +26,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ablate.parts import Part
+from ablate.placement import require_materialised
 from ablate.reset import masks_at, weights_at
 from experiments import checkpoints
 from experiments.objectives import Batch, losses
@@ -47,8 +48,9 @@ def retrain_whole(
 
     The session's own treatments are not looked at. `model` is what the student begins as, if it is
     not what `prepared` makes of the base; what requires a gradient is trained. Raises ValueError
-    for a place or a law that the model does not have.
+    for a place or a law that the model does not have, and for an offloaded model.
     """
+    require_materialised(session.model.named_parameters())
     session.model.eval()
     session.model.requires_grad_(False)
     examiner, ledger = session.examiner(), session.ledger()
@@ -86,8 +88,13 @@ def retrain_whole(
         started = time.monotonic()
         batch = session.batch(step)
         with session.precision():
-            loss = plain_loss(session, model, treatment, batch)
+            loss = plain_loss(session, model, treatment, session.share.of(batch))
         loss.backward()
+        if session.share.count > 1:
+            for parameter in trained.values():
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+            session.share.add_(p.grad for p in trained.values() if p.grad is not None)
         for name, mask in masks.items():
             trained[name].grad.mul_(mask)  # pyright: ignore[reportOptionalMemberAccess]
         norm = nn.utils.clip_grad_norm_(trained.values(), session.clip)
@@ -107,7 +114,8 @@ def retrain_whole(
         tokens += batch.tokens
         seconds += time.monotonic() - started
         progress(step, session.last)
-        if checkpoint is not None and time.monotonic() - saved > session.save_every:
+        late = time.monotonic() - saved > session.save_every
+        if checkpoint is not None and late and session.share.leads:
             tensors = _tensors(trained, averages, optimiser)
             state = {
                 "name": treatment.name,
@@ -152,23 +160,25 @@ def untrained(model: nn.Module, seed: int) -> nn.Module:
 def plain_loss(
     session: Session, model: nn.Module, treatment: Treatment, batch: Batch
 ) -> Float[Tensor, ""]:
-    """The treatment's loss from full forwards of the student and, where needed, of the base."""
+    """The treatment's loss from full forwards of the student and, where needed, of the base; of a
+    share of a batch, what it adds to the loss of the whole."""
     total = torch.zeros((), device=session.device)
     if treatment.target in ("lm", "mix", "logits"):
         logits = model(**batch.inputs, use_cache=False).logits
         found, predicted = losses(logits, batch)
+        count = session.share.total(predicted.sum())
         if treatment.target == "logits":
             with torch.no_grad():
                 old = session.model(**batch.inputs, use_cache=False).logits
-            total = divergence(logits[predicted], old[predicted]).sum() / predicted.sum()
+            total = divergence(logits[predicted], old[predicted]).sum() / count
         else:
-            total = found.sum() / predicted.sum()
+            total = found.sum() / count
     if treatment.target in ("hidden", "mix"):
         (layer,) = treatment.layers
         passing = Pass.of(session.model, batch, session.stack)
         block = Part.of(model, session.stack, None).blocks[layer]
         x, y = passing.recorded.resid(layer), passing.recorded.resid(layer + 1)
-        total = total + block_error(passing.block(layer, x, block), x, y, 1)[0]
+        total = total + block_error(passing.block(layer, x, block), x, y, 1, session.share)[0]
     return total
 
 
@@ -177,13 +187,13 @@ def row_sums(
     session: Session, model: nn.Module, held_out: list[Batch] | tuple[Batch, ...]
 ) -> Float[Tensor, "row"]:
     """Summed loss of every held-out row."""
-    found = []
-    for batch in held_out:
-        here = batch.to(session.device)
+    found = [torch.zeros(len(batch.targets), dtype=torch.float64) for batch in held_out]
+    for i in filter(session.share.deals, range(len(found))):
+        here = held_out[i].to(session.device)
         with session.precision():
             logits = model(**here.inputs, use_cache=False).logits
-        found.append(losses(logits, here)[0].sum(1).double().cpu())
-    return torch.cat(found)
+        found[i] = losses(logits, here)[0].sum(1).double().cpu()
+    return session.share.total(torch.cat(found))
 
 
 def _optimiser(session: Session, trained: Mapping[str, nn.Parameter]) -> torch.optim.AdamW:

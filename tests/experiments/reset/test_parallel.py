@@ -18,11 +18,20 @@ from experiments.objectives import Batch
 from experiments.reset.parallel import ALONE, Share, joined
 from experiments.reset.session import Session, retrain
 from experiments.reset.treatments import Treatment
+from experiments.reset.whole import retrain_whole
 from tests.experiments.reset.sessions import session
 
 VALUES = ["loss", "gap", "stderr", "loss_base", "loss_reset", "loss_skip"]
 CASES = {"opt": 5, "bert": 2, "t5": 3}
 """Family -> rows of a step: uneven shares, rows of which nothing is predicted."""
+
+
+WHOLE = (
+    Treatment("A3", (Place(0),), (), scope="all", rate=1e-3),
+    Treatment("A7", (), (), scope="scratch", rate=1e-3),
+    Treatment("A8", (), (Place(1),), target="mix", scope="random-context", rate=1e-3),
+)
+"""Students that are trained the plain way."""
 
 
 def asked(family: str, share: Share = ALONE, rows: int = 0, **options: object) -> Session:
@@ -68,6 +77,11 @@ def work(rank: int, port: int, folder: Path) -> None:
     for family in CASES:
         rows = retrain(asked(family, share))
         rows.to_parquet(folder / f"{family}-{rank}.parquet")
+    for treatment in WHOLE:
+        rows = retrain_whole(asked("opt", share, save_every=0), treatment, folder / f"w{rank}")
+        rows.to_parquet(folder / f"{treatment.arm}-{rank}.parquet")
+        (folder / "w0").unlink(missing_ok=True)
+        share.wait()
     killed(asked("opt", share, save_every=0), folder / f"two-{rank}.safetensors")
     share.wait()
     for one in ("one", "two-0"):
@@ -111,8 +125,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def same(one: pd.DataFrame, other: pd.DataFrame) -> None:
     """The same rows but for the seconds, losses to 1e-5."""
-    keys = [c for c in one.columns if c not in (*VALUES, "seconds")]
+    keys = [c for c in one.columns if c not in (*VALUES, "seconds", "source_use")]
     pd.testing.assert_frame_equal(one[keys], other[keys])
+    if "source_use" in one:  # a ratio of differences, some of them of a thousandth of a nat
+        np.testing.assert_allclose(one["source_use"], other["source_use"], rtol=1e-2, atol=1e-3)
     for name in VALUES:
         np.testing.assert_allclose(one[name], other[name], atol=1e-5, rtol=1e-5)
 
@@ -122,6 +138,14 @@ def test_two_processes_have_the_curves_of_one(family: str, folder: Path) -> None
     alone = retrain(asked(family))
     for rank in (0, 1):
         same(pd.read_parquet(folder / f"{family}-{rank}.parquet"), alone)
+
+
+@pytest.mark.parametrize("treatment", WHOLE, ids=lambda t: t.arm)
+def test_whole_models_too(treatment: Treatment, folder: Path) -> None:
+    alone = retrain_whole(asked("opt"), treatment)
+    for rank in (0, 1):
+        same(pd.read_parquet(folder / f"{treatment.arm}-{rank}.parquet"), alone)
+    assert not (folder / "w1").exists()
 
 
 @pytest.mark.parametrize("kept", ["one", "two-0"])
