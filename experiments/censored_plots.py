@@ -212,7 +212,9 @@ def ranges(
         seen = np.concatenate([np.asarray(part, float) for part in finite])
         seen = seen[np.isfinite(seen) & ((seen > 0) | (not log))]
         furthest = float(seen.max()) if seen.size else 1.0
-        lowest, extent = float(seen.min()) if seen.size else 0.1, float(np.ptp(seen))
+        lowest, extent = float(seen.min()) if seen.size else 0.1, 0.0
+        if seen.size:
+            extent = float(np.ptp(seen))
         beyond = furthest * 100 if log else furthest + 9 * max(extent, 1e-9)
         right = np.where(np.isinf(frame[high].to_numpy(float)), beyond, frame[high])
         drawn = known & np.isfinite(frame[low].to_numpy(float))

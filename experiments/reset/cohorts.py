@@ -25,7 +25,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ablate.places import block_at
-from ablate.reset import masks_at, weights_at
+from ablate.reset import masks_all, weights_at
 from ablate.students import Students
 from experiments.reset.climb import Cohort
 from experiments.reset.treatments import Treatment, starts
@@ -98,10 +98,9 @@ class Training:
             ]
             names = [n.removeprefix(start) for n in trained if n.startswith(start)]
             blocks[layer] = Students(block.module, mine, names)
-            for p in one.trains:
-                if p.layer == layer:
-                    for name, mask in masks_at(model, p).items():
-                        masks[layer, name.removeprefix(start)] = mask
+            if here := [p for p in one.trains if p.layer == layer]:
+                for name, mask in masks_all(model, here).items():
+                    masks[layer, name.removeprefix(start)] = mask
         cohort = Cohort(blocks, one.target)
         return cls(list(members), cohort, weight_decay, clip, masks)
 
@@ -110,28 +109,35 @@ class Training:
 
         A student whose gradient is not finite is left as it was: its norm says so.
         """
-        gradients = [stack.grad for stack in self.stacks]
+        gradients = [
+            torch.zeros_like(stack) if stack.grad is None else stack.grad for stack in self.stacks
+        ]
         for i, (mask, _) in self._kept.items():
-            gradients[i].mul_(mask)  # pyright: ignore[reportOptionalMemberAccess]
-        norms = torch.stack([g.flatten(1).norm(dim=1) for g in gradients if g is not None])
-        norm = norms.norm(dim=0)
+            gradients[i].mul_(mask)
+        norm = torch.stack([g.flatten(1).norm(dim=1) for g in gradients]).norm(dim=0)
         fine = norm.isfinite()
         scale = torch.where(fine, (self.clip / (norm + 1e-6)).clamp(max=1.0), 0.0)
+        all_fine, unclipped = bool(fine.all()), bool((scale == 1).all())
         for gradient in gradients:
-            assert gradient is not None
-            if not bool(fine.all()):
+            if not all_fine:
                 gradient[~fine] = 0.0
-            gradient.mul_(scale.reshape(-1, *[1] * (gradient.ndim - 1)).to(gradient))
+            if not unclipped:
+                gradient.mul_(scale.reshape(-1, *[1] * (gradient.ndim - 1)).to(gradient))
+        for i, k, view in self._views:
+            view.grad = gradients[i][k]
         for group, member, ok in zip(self._groups, self._owners, fine[self._who], strict=True):
             group["lr"] = member.rate * rate_share if ok else 0.0
         self.optimiser.step()
-        for gradient in gradients:
-            assert gradient is not None
-            gradient.zero_()
+        for stack in self.stacks:
+            stack.grad = None  # the next one is taken as it comes, not added to zeros
+        for _, _, view in self._views:
+            view.grad = None
         for i, (mask, kept) in self._kept.items():
             self.stacks[i].data.copy_(torch.where(mask, self.stacks[i].data, kept))
         self.step += 1
-        torch._foreach_lerp_(self.averages, [s.data for s in self.stacks], window(self.step))  # noqa: SLF001
+        torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
+            self.averages, [s.data for s in self.stacks], window(self.step)
+        )  # noqa: SLF001
         return norm
 
     @contextmanager
@@ -196,8 +202,9 @@ class Training:
         self._owners: list[Treatment] = []
         self._who: list[int] = []
         states: list[tuple[nn.Parameter, dict[str, Tensor]]] = []
+        self._views: list[tuple[int, int, nn.Parameter]] = []
         for stack in self.stacks:
-            stack.grad = torch.zeros_like(stack)
+            stack.grad = None
         for k, member in enumerate(self.members):
             for matrices in (True, False):
                 views = []
@@ -205,8 +212,8 @@ class Training:
                     if (stack.ndim > 2) is not matrices:
                         continue
                     view = nn.Parameter(stack.data[k])
-                    view.grad = stack.grad[k]  # pyright: ignore[reportOptionalSubscript]
                     views.append(view)
+                    self._views.append((i, k, view))
                     moments = {"exp_avg": self.first[i][k], "exp_avg_sq": self.second[i][k]}
                     step = torch.tensor(float(self.step), device=view.device)
                     states.append((view, {"step": step, **moments}))
@@ -215,6 +222,9 @@ class Training:
                     groups.append({"params": views, "weight_decay": decay})
                     self._owners.append(member)
                     self._who.append(k)
+        self._groups: list[dict[str, Any]] = []
+        if not groups:  # a cohort that trains nothing is evaluated once
+            return
         self.optimiser = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.95), fused=True)
         for view, state in states:
             self.optimiser.state[view] = state

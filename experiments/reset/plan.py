@@ -226,10 +226,11 @@ def _site(
             f"--layers {unknown[0]} asked for: {opened.name} has {len(blocks)} blocks"
             f"{f' in its {stack}' if stack else ''}, 0 to {len(blocks) - 1}"
         )
-    asked: tuple[Part, ...] = study.parts
-    parts = tuple(
-        part for part in asked if any(place.stack == stack for place in places_of(outline, part))
-    )
+    has: dict[Part, bool] = {
+        part: any(place.stack == stack for place in places_of(outline, part))
+        for part in study.parts
+    }
+    parts = [part for part, here in has.items() if here]
     laws = list(study.laws)
     if "identity" in laws and not has_identity(outline, arms.Place(0, "block", stack)):
         laws.remove("identity")
