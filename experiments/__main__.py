@@ -54,6 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except (ValueError, LookupError, OSError) as error:
         return _refused(error)
+    if not folder.leads:
+        return 0
     if again:
         _say(f"finished before, on {folder.environment()['started']}; remove its folder to repeat")
     _say(f"report in {folder.path / 'report.html'}")

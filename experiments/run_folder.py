@@ -13,6 +13,9 @@ One run, one folder, `runs/<study>/<config hash>/`:
 A study is a frozen dataclass with `run(folder) -> Outcome`. It loads and checks all its inputs,
 calls `folder.create()` (nothing is on disk before), measures, keeping shards on the way, and ends
 with `return folder.finish(...)`. The same study run again finds the same folder.
+
+Of several processes of one study (torchrun, accelerate launch) only the first writes. The others
+are given the same and keep it in memory; `create` and `finish` wait for all of them.
 """
 
 from __future__ import annotations
@@ -97,8 +100,11 @@ class RunFolder:
         self.path = path
         self.config = dict(config)
         self.command = command
+        self.leads = os.environ.get("RANK", "0") == "0"
+        """Whether this process writes, of those that a launcher started."""
         self._lock: int | None = None
-        self._fresh = False
+        self._fresh = self._created = False
+        self._held: dict[str, pd.DataFrame] = {}
 
     @classmethod
     def for_study(cls, name: str, study: Study) -> Self:
@@ -168,10 +174,17 @@ class RunFolder:
         Takes up an unfinished folder of the same config: its shards stay, half-written files go.
         ValueError if another process is writing it. Calling it twice does nothing more.
         """
+        if self._created:
+            return self
+        self._created = True
+        if self.leads:
+            self._create()
+        _wait_for_all()
+        return self
+
+    def _create(self) -> None:
         from experiments.environment import environment
 
-        if self._lock is not None:
-            return self
         self._fresh = not self.path.exists()
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = _locked(self.path / ".lock")
@@ -183,18 +196,22 @@ class RunFolder:
             earlier = self.environment()
             here = earlier | {"resumed": [*earlier.get("resumed", []), here]}
         _write_json(self.path / "environment.json", here)
-        return self
 
     def partial(self, key: str) -> pd.DataFrame | None:
         """The shard kept under `key` by this run or the try before it, or None."""
         import pandas as pd
 
+        if key in self._held:
+            return self._held[key]
         shard = self._shard(key)
         return pd.read_parquet(shard) if shard.exists() else None
 
     def keep(self, key: str, frame: pd.DataFrame) -> None:
         """Keep a piece of the result under `key`, whole or not at all; a resumed run finds it."""
         self._require_created()
+        if not self.leads:
+            self._held[key] = frame
+            return
         shard = self._shard(key)
         shard.parent.mkdir(exist_ok=True)
         _replace(shard, lambda tmp: frame.to_parquet(tmp, index=False))
@@ -218,6 +235,9 @@ class RunFolder:
         missing = {"metric", "value"} - set(metrics.columns)
         assert not missing, f"metrics are not tidy: no column {', '.join(sorted(missing))}"
         outcome.line(self.path)  # what cannot be printed must not be recorded
+        _wait_for_all()
+        if not self.leads:
+            return outcome
         (self.path / "figures").mkdir(exist_ok=True)
         images = {}
         for name, made in (figures or {}).items():
@@ -247,7 +267,7 @@ class RunFolder:
         return self.path / "partial" / f"{name}.parquet"
 
     def _require_created(self) -> None:
-        assert self._lock is not None, "call folder.create() once the inputs are checked"
+        assert self._created, "call folder.create() once the inputs are checked"
 
     def _release(self) -> None:
         if self._lock is not None:
@@ -287,6 +307,14 @@ def load_runs(root: Path | str, study: str) -> pd.DataFrame:
             f"no finished run of {study} under {root}: run `ablate {study} --runs {root}`"
         )
     return pd.concat(frames, ignore_index=True)
+
+
+def _wait_for_all() -> None:
+    """Until every process that a launcher started is here."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from accelerate import PartialState
+
+        PartialState().wait_for_everyone()
 
 
 def _is_refusal(error: BaseException) -> bool:

@@ -165,6 +165,14 @@ class Resetting(RunOptions):
 
     def run(self, folder: RunFolder) -> Outcome:
         """Plan all jobs, pick learning rates, retrain, find the crossings, put it together."""
+        from experiments.reset.parallel import joined
+
+        processes = joined(cpu=self.device_map is None).count
+        if processes > 1 and (self.jobs > 1 or self.preset != "default"):
+            raise ValueError(
+                f"--preset {self.preset} --jobs {self.jobs} in {processes} processes of a launcher,"
+                " which do every job together: start one process for presets and --jobs"
+            )
         if self.preset == "paper":
             from experiments.reset.paper import paper
 
@@ -186,7 +194,8 @@ class Resetting(RunOptions):
         rates, tried = picked(self, bases, plan, folder)
         ledger = ledger_of(self, plan.at_rates(rates, bases), folder)
         findings = findings_of(self, bases, plan, ledger, tried, foretold(self, bases, folder))
-        findings.write(folder.path)
+        if folder.leads:
+            findings.write(folder.path)
         return folder.finish(
             findings.outcome,
             findings.metrics,

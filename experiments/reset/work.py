@@ -21,6 +21,7 @@ import torch
 
 from experiments.reset.foreign import retrain_foreign
 from experiments.reset.opened import Opened, held_out, initial_weights, loaded, opened, precision_of
+from experiments.reset.parallel import joined
 from experiments.reset.plan import Job, Pick, Plan, pick_of
 from experiments.reset.session import Session, log_spaced, retrain
 from experiments.reset.whole import retrain_whole
@@ -92,6 +93,7 @@ def _done(study: Resetting, jobs: Sequence[Job], folder: RunFolder, what: str) -
         initial=ready / total if total else 0.0,
         desc=what,
         file=sys.stderr,
+        disable=not folder.leads,
         bar_format="{l_bar}{bar}| {elapsed}<{remaining}{postfix}",
     ) as bar:
 
@@ -101,7 +103,8 @@ def _done(study: Resetting, jobs: Sequence[Job], folder: RunFolder, what: str) -
         bar.set_postfix_str(f"{len(found)} of {len(jobs)} jobs")
         for key, rows in _each(study, left, folder.path / "partial", advance):
             folder.keep(key, rows)
-            (folder.path / "partial" / f"{key}.safetensors").unlink(missing_ok=True)
+            if folder.leads:
+                (folder.path / "partial" / f"{key}.safetensors").unlink(missing_ok=True)
             found[key] = rows
             bar.set_postfix_str(f"{len(found)} of {len(jobs)} jobs")
     return pd.concat([found[key] for key in keys], ignore_index=True)
@@ -186,4 +189,5 @@ def session_of(study: Resetting, base: Opened, job: Job) -> Session:
         initial=None if base.base.initial is None else initial_weights(str(base.base.initial)),
         autocast=precision_of(study, next(model.parameters()).device),
         save_every=study.save_every,
+        share=joined(cpu=study.device_map is None),
     )

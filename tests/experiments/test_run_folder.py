@@ -44,6 +44,16 @@ def everything(root: Path) -> set[str]:
     return {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
 
 
+def test_of_several_processes_the_first_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("RANK", "1")
+    folder, outcome = run_study("count", Counting(runs=tmp_path))
+    assert outcome == Outcome("counted to 2", {"counted": 3})
+    assert not folder.leads
+    assert not everything(tmp_path)
+    monkeypatch.setenv("RANK", "0")
+    assert run_study("count", Counting(runs=tmp_path))[0].finished
+
+
 def test_a_finished_run_has_all_its_files_and_nothing_else(tmp_path: Path):
     folder, outcome = run_study("count", Counting(runs=tmp_path))
     assert outcome == Outcome("counted to 2", {"counted": 3})
