@@ -47,6 +47,9 @@ if TYPE_CHECKING:
 NO_OP = "cross-attention"
 """Variant of A1: all cross-attention trained without a reset."""
 WIPED = "all wiped"
+WIPED_OTHER = f"{WIPED}, other encoder"
+SILENT = f"{WIPED}, silent"
+BRIDGE = "bridge"
 OTHER_WIDTH = 96
 """Of the base that only lends its encoder."""
 
@@ -82,18 +85,18 @@ def treatments(
         one = (cross[layer],)
         yield dataclasses.replace(usual, resets=one, trains=one, variant="one block wiped")
     yield usual
-    yield dataclasses.replace(usual, law="identity", variant=f"{WIPED}, silent")
+    yield dataclasses.replace(usual, law="identity", variant=SILENT)
     kept = dataclasses.replace(usual, resets=(), trains=(), scope="bridge")
     if lenders.same:
-        other = dataclasses.replace(usual, encoder=lenders.same, variant=f"{WIPED}, other encoder")
+        other = dataclasses.replace(usual, encoder=lenders.same, variant=WIPED_OTHER)
         yield other
         yield dataclasses.replace(
             other, trains=(), scope="decoder", variant=f"{other.variant}, decoder trained"
         )
-        yield dataclasses.replace(kept, encoder=lenders.same, variant="bridge")
+        yield dataclasses.replace(kept, encoder=lenders.same, variant=BRIDGE)
     if lenders.other:
         yield dataclasses.replace(usual, encoder=lenders.other, variant=f"{WIPED}, other width")
-        yield dataclasses.replace(kept, encoder=lenders.other, variant="bridge, other width")
+        yield dataclasses.replace(kept, encoder=lenders.other, variant=f"{BRIDGE}, other width")
 
 
 def lenders_of(opened: Opened, others: Sequence[Base], left_out: list[str]) -> Lenders:
@@ -135,16 +138,18 @@ def _reads(opened: Opened, other: Base) -> bool:
 
 
 def bases(study: Resetting) -> tuple[Pretraining, ...]:
-    """The bases of the preset, that of another width last."""
+    """The bases of the preset, as many as --bases, and one of another width."""
     shape: dict[str, Any] = next(s for s in OTHERS if s.get("objective") == "translation")
     shared = SHARED | {"tokens": MATCHED_TOKENS} | shape
-    widths = (shape["d_model"], shape["d_model"], OTHER_WIDTH)
+    widths = (*(shape["d_model"] for _ in range(study.bases)), OTHER_WIDTH)
     return tuple(
         Pretraining(
             **shared | {"d_model": width, "heads": width // HEAD_WIDTH},
             seed=seed,
             runs=study.runs,
             corpus=study.corpus or "stdlib",
+            precision=study.precision,
+            save_every=study.save_every,
         )
         for seed, width in enumerate(widths)
     )

@@ -13,6 +13,7 @@ import pandas as pd
 
 from experiments.reset import crossing, statements
 from experiments.reset.accelerated import accelerated
+from experiments.reset.aside_sentences import aside_answer, aside_sentences
 from experiments.reset.result import THRESHOLD, Result, knows_length, main
 from experiments.reset.survival import survival_steps
 from experiments.reset.tables import answer_line, answers
@@ -102,7 +103,10 @@ def _found(
         slopes=_slopes(close),
         predictors=predictors,
         rates=rates,
-        statements=statements.statements(ledger, crossings, bases),
+        statements=(
+            *statements.statements(ledger, crossings, bases),
+            *aside_sentences(ledger, crossings),
+        ),
         left_out=left_out,
     )
     return Findings(result, _tidy(ledger), _outcome(result))
@@ -141,7 +145,9 @@ def _outcome(result: Result) -> Outcome:
         }
         for family, each in answers(result)
     ]
-    return Outcome(answer_line(result), {"answers": found})
+    lines = [answer_line(result)] if found else []
+    lines += [line for line in (aside_answer(result.ledger),) if line]
+    return Outcome("; ".join(lines) or answer_line(result), {"answers": found})
 
 
 def _known(value: float) -> float | None:

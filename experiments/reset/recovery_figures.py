@@ -8,7 +8,7 @@ is logarithmic: where it is 0 or less, a line leaves the picture at the bottom.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -22,17 +22,17 @@ from experiments.plots import (
     INK,
     PINK,
     RED,
-    curve,
     panels,
     style,
 )
+from experiments.reset.aside import BRIDGE, NO_OP, SILENT, WIPED, WIPED_OTHER
+from experiments.reset.aside_sentences import SCRATCH, aside_rows
 from experiments.reset.result import (
     STACKS,
     TARGETS,
     THRESHOLD,
     at_place,
     families,
-    finished,
     knows_length,
     lead,
     main,
@@ -53,6 +53,20 @@ if TYPE_CHECKING:
 LEVELS = (0.1, 0.05, 0.02, 0.01)
 """Thresholds drawn, nat."""
 TARGET_COLOURS = {"lm": BLUE, "hidden": RED, "logits": GREEN, "mix": PINK}
+SOLID, DASHED, DOTTED = (0, ()), (0, (4, 2)), (0, (1, 1.4))
+VARIANTS: Mapping[str, tuple[str, tuple[int, tuple[float, ...]]]] = {
+    NO_OP: (GREY, SOLID),
+    "one block wiped": (BLUE, DOTTED),
+    WIPED: (BLUE, SOLID),
+    SILENT: (BLUE, DASHED),
+    WIPED_OTHER: (RED, SOLID),
+    f"{WIPED_OTHER}, decoder trained": (RED, DOTTED),
+    BRIDGE: (RED, DASHED),
+    f"{WIPED}, other width": (GREEN, SOLID),
+    f"{BRIDGE}, other width": (GREEN, DASHED),
+    SCRATCH: (INK, DASHED),
+}
+"""Of the aside."""
 WIDE = 9.2
 """Inches of a full row of panels."""
 
@@ -108,9 +122,9 @@ def by_family(ledger: pd.DataFrame) -> Figure:
     """F9: a panel a family, its layers trained on the LM loss; then the cross-attention aside.
 
     The aside (A13) has two panels where it was run: the gap, and how much of its source the
-    decoder uses.
+    decoder uses. Colours say whose encoder it is, solid lines that cross-attention was wiped.
     """
-    aside = one_weights(numbered(finished(ledger.loc[ledger["arm"] == "A13"])))
+    aside = one_weights(numbered(aside_rows(ledger)))
     used = bool(len(aside)) and bool(aside["source_use"].notna().to_numpy().any())
     names = families(main(ledger))
     count = len(names) + int(len(aside) > 0) + int(used)
@@ -136,7 +150,7 @@ def by_family(ledger: pd.DataFrame) -> Figure:
             spots[at + 1].set_ylabel("source-use, 1 = as before")
             spots[at + 1].axhline(1.0, color=FAINT, linewidth=1.0, linestyle=(0, (6, 3)), zorder=1)
         with style():
-            spots[at].legend(fontsize=7.5)
+            spots[at].legend(fontsize=6.5, loc="lower left")
     for ax in spots[count:]:
         ax.set_visible(False)
     return figure
@@ -192,25 +206,20 @@ def _target_panel(ax: Axes, rows: pd.DataFrame, scale: float, title: str) -> Non
 
 
 def _aside_panel(ax: Axes, aside: pd.DataFrame, value: str, title: str) -> None:
-    rows = aside.assign(variant=[variant(row) for row in aside.to_dict("records")])
-    rows = rows.loc[rows[value].notna()]
-    found = mean_curves(rows, ["variant"], value)
+    found = mean_curves(aside.loc[aside[value].notna()], ["variant"], value)
     scale = _scale(aside)
-    shown = found.loc[found["tokens"] > 0]
-    shown = shown.assign(at=shown["tokens"] / scale)
-    if shown["students"].max() == 1:
-        shown = shown.drop(columns=["low", "high"])
-    curve(shown, x="at", group="variant", log_x=True, title=title, xlabel=_xlabel(aside), ax=ax)
-    spelled_ticks(ax, unit_of(aside)[1])
-    legend = ax.get_legend()
-    if legend is not None:
-        legend.remove()
-
-
-def variant(row: Mapping[Any, Any]) -> str:
-    """An aside's name: its part, and its law unless that is the base's own."""
-    law = "" if row["law"] in ("init", "none") else f", {row['law']}"
-    return f"{row['part']}{law}"
+    found = found.loc[found["tokens"] > 0]
+    with style():
+        for name, rows in found.groupby("variant", sort=False):
+            colour, dashes = VARIANTS.get(str(name), (PINK, SOLID))
+            at = rows["tokens"] / scale
+            if rows["students"].max() > 1:
+                ax.fill_between(at, rows["low"], rows["high"], color=colour, alpha=0.12, lw=0)
+            ax.plot(
+                at, rows["value"], color=colour, linestyle=dashes, linewidth=1.6, label=str(name)
+            )
+        ax.set(xscale="log", xlabel=_xlabel(aside), title=title)
+        spelled_ticks(ax, unit_of(aside)[1])
 
 
 def _band(ax: Axes, rows: pd.DataFrame, scale: float, colour: str, label: str) -> None:

@@ -122,6 +122,7 @@ class Resetting(RunOptions):
             "stacks": ("decoder",),
             "arms": ("A7", "A13"),
             "budget": 0.15,
+            "bases": 2,
         }
     }
 

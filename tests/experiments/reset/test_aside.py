@@ -15,13 +15,21 @@ from torch import nn
 
 from ablate.reset import Place, places_of, weights_at
 from experiments.objectives import Batch, losses
+from experiments.pretrain import Pretraining
 from experiments.reset import foreign
-from experiments.reset.aside import Lenders, treatments
+from experiments.reset.aside import NO_OP, Lenders, bases, treatments, with_bases
+from experiments.reset.aside_sentences import aside_answer, aside_sentences
+from experiments.reset.crossing import crossings
 from experiments.reset.foreign import joined, retrain_foreign
+from experiments.reset.opened import opened
+from experiments.reset.plan import planned
 from experiments.reset.session import retrain
+from experiments.reset.study import Resetting
 from experiments.reset.treatments import Treatment
 from experiments.reset.whole import retrain_whole, row_sums
+from experiments.run_folder import run_study
 from experiments.translation import no_sources, source_use
+from tests.experiments.reset.planted import student
 from tests.experiments.reset.sessions import session
 from tests.families import tiny
 
@@ -228,3 +236,122 @@ def test_without_lenders_their_variants_are_not_there() -> None:
     names = [t.name for t in variants(same="a", other="b").values()]
     assert len(set(names)) == len(names) == 10
     assert math.isfinite(sum(t.rate for t in variants(same="a").values()))
+
+
+TINY = {
+    "family": "bart",
+    "objective": "translation",
+    "layers": 2,
+    "vocab": 280,
+    "context": 32,
+    "short_rows": 32,
+    "batch": 16,
+    "tokens": 4096,
+    "warmup": 2,
+    "schedule": "wsd",
+    "repeated_share": 0.0,
+    "reserved_share": 0.2,
+    "curve_tokens": 512,
+    "precision": "float32",
+}
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("text")
+    generator = np.random.default_rng(0)
+    for n in range(40):
+        lines = [" ".join(generator.choice(["alpha", "beta", "gamma"], 12)) for _ in range(30)]
+        (folder / f"{n}.txt").write_text("\n".join(lines))
+    return folder
+
+
+def test_the_preset_from_its_bases_to_its_answer(text: Path, tmp_path: Path) -> None:
+    small = Resetting(
+        preset="cross-attention", model="", arms=("A7", "A13"), stacks=("decoder",), bases=2,
+        seeds=1, budget=1024, step=256, evaluate=512, per_decade=2, runs=tmp_path / "runs",
+        precision="float32",
+    )  # fmt: skip
+    wanted = tuple(
+        Pretraining(**TINY, seed=n, d_model=width, heads=2, corpus=str(text), runs=small.runs)
+        for n, width in enumerate((32, 32, 48))
+    )
+    study = with_bases(small, wanted)
+    assert len(study.models) == 2
+    assert len(study.encoders) == 1
+    assert with_bases(small, wanted) == study  # nothing is trained twice
+    plan = planned(study, opened(study))
+    assert plan.left_out == ()
+    asked = [t for job in plan.jobs for t in job.treatments]
+    lent = {(t.variant, t.encoder) for t in asked if t.encoder}
+    assert len(lent) == 3 * 2 + 2  # each other's, and one of another width for both
+    made, outcome = run_study("reset", study)
+    assert "wiped cross-attention alone leaves" in outcome.headline
+    rows = made.load()
+    assert set(rows["arm"]) == {"A1", "A7", "A13"}
+    assert rows["variant"].nunique() == 1 + 9  # A7 has none
+    counts = rows[rows["arm"] == "A13"].groupby(["base", "variant"])["name"].nunique()
+    assert counts.drop("one block wiped", level="variant").eq(1).all()
+    assert counts.xs("one block wiped", level="variant").eq(2).all()
+    assert (rows.loc[rows["variant"] == NO_OP, "layer"] == -1).all()
+    assert (made.path / "figures" / "families.png").exists()
+
+
+def test_the_bases_of_the_preset() -> None:
+    asked = bases(Resetting(bases=3))
+    assert [(b.d_model, b.seed, b.task) for b in asked] == [
+        (64, 0, "translation"), (64, 1, "translation"), (64, 2, "translation"),
+        (96, 3, "translation"),
+    ]  # fmt: skip
+
+
+def test_a_lender_that_is_not_there_is_named(text: Path, tmp_path: Path) -> None:
+    base = Pretraining(**TINY, d_model=32, heads=2, corpus=str(text), runs=tmp_path)
+    made, _ = run_study("pretrain", base)
+    study = Resetting(model=str(made.path / "model"), arms=("A13",), budget=1024, step=256)
+    plan = planned(study, opened(study))
+    assert [line.partition(" with ")[2] for line in plan.left_out] == [
+        "another encoder of width 32: no other base has one; name one with --encoders",
+        "another encoder of another width: no other base has one; name one with --encoders",
+    ]
+    decoder = Resetting(arms=("A13", "A0"), layers=(0,), budget=2048)
+    left_out = planned(decoder, opened(decoder)).left_out
+    assert left_out == ("A13 of stdlib-opt: it has no cross-attention",)
+
+
+def aside(**ends: float) -> pd.DataFrame:
+    """Students of two bases and two seeds, whose gap falls from 2 towards an end."""
+    made = []
+    for variant, end in ends.items():
+        for base in (0, 1):
+            for seed in (0, 1):
+                far = end + 0.02 * base + 0.01 * seed
+                own = student(
+                    0, arm="A7" if variant == "scratch" else "A13", seed=seed, base=f"t5-{base}",
+                    base_seed=base, family="encoder-decoder", weights="averaged", stack="decoder",
+                    variant=variant if variant != "scratch" else "",
+                    gap=lambda t, far=far: far + (2 - far) / (1 + t / 1e3) ** 2, stop=None,
+                )  # fmt: skip
+                made.append(own.assign(source_use=1 - own["gap"] / 2))
+    return pd.concat(made, ignore_index=True)
+
+
+def test_what_is_said_of_planted_students() -> None:
+    own = {"all wiped": 0.01, "all wiped, other encoder": 0.5, "bridge": 0.2, "scratch": 1.0}
+    rows = aside(**own)
+    said = aside_sentences(rows, crossings(rows))
+    assert said[0].startswith(
+        "Cross-attention all wiped (4 students of 2 bases): 2.00 [2.00, 2.00]"
+    )
+    assert "within 0.05 nat 4 of 4 after" in said[0]
+    assert "within 0.05 nat 0 of 4, the median student not after" in said[1]
+    (bridge,) = [line for line in said if "With wiped cross-attention" in line]
+    # (0.5 − 0.2) / (0.5 − 0.01), the same for every base and seed
+    assert bridge.endswith("a linear bridge instead wins back 61 [61, 61] % of that.")
+    assert aside_answer(rows).startswith("The encoder more than the wiping: after")
+    assert said[-1].rstrip(".") == aside_answer(rows)
+    assert aside_answer(aside(**own | {"all wiped": 0.48})).startswith("The encoder makes no diff")
+    assert aside_answer(aside(**own | {"all wiped": 0.9})).startswith("The wiping, not the encoder")
+    assert aside_answer(aside(**own | {"all wiped": 0.4})).startswith("Both:")
+    assert aside_answer(rows[rows["variant"] == "bridge"]) == ""
+    assert aside_sentences(rows.assign(arm="A0"), crossings(rows)) == ()

@@ -178,9 +178,9 @@ def test_families_side_by_side_and_the_aside():
     made = [ledger(range(2)), ledger(range(2), base="bert", family="encoder")]
     for stack in ("encoder", "decoder"):
         made += [student(n, stack=stack, base="t5", family="encoder-decoder") for n in range(2)]
-    for part, end in (("cross", 0.8), ("bridge", 0.4)):
+    for name, end in (("all wiped", 0.8), ("bridge", 0.4)):
         own = student(
-            0, arm="A13", stack="decoder", part=part, base="t5", family="encoder-decoder",
+            0, arm="A13", stack="decoder", variant=name, base="t5", family="encoder-decoder",
             gap=lambda t, e=end: 2 * (1 + t / 3e4) ** -e,
         )  # fmt: skip
         made.append(own.assign(source_use=1 - own["gap"] / 2.2))
