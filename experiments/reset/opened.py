@@ -8,7 +8,7 @@ it used last.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -103,6 +103,7 @@ def opened(study: Resetting) -> tuple[Opened, ...]:
             study.context,
             study.origin,
             study.step,
+            study.row,
         )
         for name in study.models
         for share in study.shares
@@ -118,10 +119,11 @@ def open_base(
     context: int | None,
     origin: str,
     step: int,
+    row: int | None,
 ) -> Opened:
     """One base; the last few are kept."""
     base = base_at(name, share=share, tokens=base_tokens)
-    data = data_of(base, corpus=corpus or None, context=context)
+    data = _of_one_length(data_of(base, corpus=corpus or None, context=context), row)
     chosen = next(o for o in USUAL if o in data.origins) if origin == "auto" else origin
     if chosen not in (*data.origins, "other"):
         data.reading(chosen, seed=0)  # its refusal says why  # pyright: ignore[reportArgumentType]
@@ -132,6 +134,29 @@ def open_base(
     while rows % steps_in:
         steps_in -= 1
     return Opened(name, base, data, chosen, steps_in)  # pyright: ignore[reportArgumentType]
+
+
+def _of_one_length(data: BaseData, row: int | None) -> BaseData:
+    """Training and held-out rows of one length: what is trained on is what is measured.
+
+    A base that read short rows and then long ones is not the same on both, and a layer trained on
+    the one forgets some of the other, reset or not.
+    """
+    order, rows = data.objective.order, data.objective.rows
+    read: dict[int, int] = {}
+    for leg in order.legs:
+        read[leg.length] = read.get(leg.length, 0) + leg.steps * leg.step_tokens
+    length = max(read, key=lambda each: read[each]) if row is None else row
+    if length not in read:
+        known = " or ".join(map(str, sorted(read)))
+        raise ValueError(
+            f"--row {length} asked for: {data.base.name} read rows of {known} tokens; give that"
+        )
+    if length < rows.shape[1]:
+        rows = rows[:, : rows.shape[1] // length * length].reshape(-1, length).clone()
+        rows[:, 0] = order.legs[0].rows.bos
+    order = replace(order, legs=tuple(leg for leg in order.legs if leg.length == length))
+    return replace(data, objective=replace(data.objective, order=order, rows=rows))
 
 
 @lru_cache(maxsize=1)

@@ -169,6 +169,7 @@ def test_cycled_data_is_a_share_of_t0(base: Path, tmp_path: Path):
         (["--seeds", "0"], "--seeds 0"),
         (["--layers", "-1"], "layers count from 0"),
         (["--evaluate", "1"], "held-out row"),
+        (["--row", "7"], "read rows of 32 tokens"),
     ],
 )
 def test_what_is_refused(
