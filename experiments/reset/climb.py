@@ -43,6 +43,8 @@ from experiments.reset.treatments import Target
 
 CHUNK = 2**22
 """Logits made at a time."""
+JOINED = 2**16
+"""Coordinates of residual streams that are joined for one call of a frozen block on a CPU."""
 
 
 @dataclass(eq=False)
@@ -142,7 +144,7 @@ class Pass:
         return known[copies]
 
     def block(
-        self, i: int, resid: Float[Tensor, "rows pos d_model"], students: Students | None = None
+        self, i: int, resid: Float[Tensor, "rows pos d_model"], students: nn.Module | None = None
     ) -> Float[Tensor, "rows pos d_model"]:
         """resid_i -> resid_{i+1} of any multiple of the batch, through the base or `students`.
 
@@ -249,11 +251,13 @@ def evaluate_base(passing: Pass) -> Float[Tensor, "row"]:
 
 def _climb(passing: Pass, cohorts: Sequence[Cohort], streams: dict[int, Tensor], i: int) -> None:
     """Take every cohort that is on its way, or joins here, through block i."""
-    frozen = [c for c in streams if i not in cohorts[c].blocks]
-    if frozen:
-        sizes = [len(streams[c]) for c in frozen]
-        joined = streams[frozen[0]] if len(frozen) == 1 else torch.cat([streams[c] for c in frozen])
-        for c, out in zip(frozen, passing.block(i, joined).split(sizes), strict=True):
+    for group in _groups({c: s for c, s in streams.items() if i not in cohorts[c].blocks}):
+        if len(group) == 1:
+            streams[group[0]] = passing.block(i, streams[group[0]])
+            continue
+        joined = torch.cat([streams[c] for c in group])
+        sizes = [len(streams[c]) for c in group]
+        for c, out in zip(group, passing.block(i, joined).split(sizes), strict=True):
             streams[c] = out
     for c, cohort in enumerate(cohorts):
         if i in cohort.blocks:
@@ -261,6 +265,23 @@ def _climb(passing: Pass, cohorts: Sequence[Cohort], streams: dict[int, Tensor],
             if resid is None:
                 resid = passing.recorded.resid(i).repeat(cohort.count, 1, 1)
             streams[c] = passing.block(i, resid, cohort.blocks[i])
+
+
+def _groups(streams: Mapping[int, Tensor]) -> list[list[int]]:
+    """Cohorts whose streams go through a frozen block in one call.
+
+    On a CPU no larger ones are joined than its caches hold with what a block makes of them: beyond
+    that, a copy costs more than a call saves.
+    """
+    groups: list[list[int]] = []
+    used = 0
+    for c, stream in streams.items():
+        if not groups or (stream.device.type == "cpu" and used + stream.numel() > JOINED):
+            groups.append([])
+            used = 0
+        groups[-1].append(c)
+        used += stream.numel()
+    return groups
 
 
 def block_error(

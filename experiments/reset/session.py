@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from ablate.components import Stack
@@ -41,11 +42,14 @@ from experiments.reset.climb import Cohort, Pass, depth, learn, needed
 from experiments.reset.cohorts import Training
 from experiments.reset.examiner import Examiner
 from experiments.reset.ledger import Ledger
+from experiments.reset.memory import keep_freed
 from experiments.reset.parallel import ALONE, Share
+from experiments.reset.prefix_cache import PrefixCache
 from experiments.reset.treatments import Treatment
 
-IN_FLIGHT = 3 * 2**30
-"""Bytes of activations that one wave of students may keep for its backward pass."""
+IN_FLIGHT = {"cpu": 2**25}
+"""Bytes of activations that one wave of students may keep for its backward pass, by type of device
+(3 GiB on others): on a CPU little, as what its caches and freed memory hold is used again."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,10 +61,13 @@ class Session:
         held_out: batches that every evaluation reads.
         steps: of the constant-rate part.
         evaluations: steps after which all are evaluated; 0 and `steps` are among them.
+        hold: steps at the peak rate, after which it falls as 1/√step: a reset block has far to go
+            at first, and a rate that got it there keeps it from arriving.
         parts: a batch of the objective makes so many steps, each with its share of the rows.
         anneal: steps behind the budget in which the rate falls to 0, as a share of `steps`.
         enough: gap, in nats, at which a student has recovered; nan never stops one.
         share: which of several processes with the same session this is (`parallel`).
+        cache: of the base's residual streams, for batches that are read more than once.
     """
 
     model: nn.Module
@@ -73,6 +80,7 @@ class Session:
     stack: Stack | None = None
     parts: int = 1
     warmup: int = 10
+    hold: int = 64
     anneal: float = 0.2
     enough: float = math.nan
     initial: Mapping[str, Tensor] | None = None
@@ -81,6 +89,7 @@ class Session:
     autocast: torch.dtype | None = None
     save_every: float = 60.0
     share: Share = ALONE
+    cache: PrefixCache | None = None
 
     @property
     def device(self) -> torch.device:
@@ -99,10 +108,14 @@ class Session:
         return torch.autocast(self.device.type, dtype=self.autocast)
 
     def rate_share(self, step: int) -> float:
-        """Share of the peak rate at a step: warm-up, constant, then down to 0."""
+        """Share of the peak rate at a step: warm-up, constant, as 1/√step, then down to 0.
+
+        The budget has no say in it before its end, so that a longer run begins as a shorter one.
+        """
+        trunk = min(1.0, (step + 1) / self.warmup) * min(1.0, math.sqrt(self.hold / (step + 1)))
         if step < self.steps:
-            return min(1.0, (step + 1) / self.warmup)
-        return 1 - (step - self.steps + 1) / (self.last - self.steps + 1)
+            return trunk
+        return trunk * (1 - (step - self.steps + 1) / (self.last - self.steps + 1))
 
     def batch(self, step: int) -> Batch:
         """What step `step` learns from: a pure function of the step."""
@@ -111,6 +124,14 @@ class Session:
         if self.parts > 1:
             batch = batch.take(torch.arange(len(batch.targets)).chunk(self.parts)[part])
         return batch.to(self.device)
+
+    def passing(self, batch: Batch, cohorts: Sequence[Cohort]) -> Pass:
+        """The batch's way through the base, as far as `cohorts` read it: from the cache where it
+        has been this way before and reading is the faster."""
+        keep = needed(cohorts, depth(self.model, self.stack))
+        if self.cache is not None:
+            return self.cache.passing(batch, self.stack, keep, self.share)
+        return Pass.of(self.model, batch, self.stack, keep, self.share)
 
     def ledger(self) -> Ledger:
         """An empty one."""
@@ -151,12 +172,13 @@ def retrain(
 
     Raises ValueError for a treatment the base does not allow.
     """
+    keep_freed()
     session.model.eval()
     session.model.requires_grad_(False)
     if session.share.count > 1:
         for step in range(session.parts):  # steps of all sizes: refused before any work
             session.share.of(session.batch(step))
-    running = _Running(_trainings(session), session.ledger())
+    running = _Running(trainings_of(session), session.ledger())
     examiner = session.examiner()
     if checkpoint is not None and checkpoint.exists():
         _resume(session, running, checkpoint)
@@ -168,7 +190,7 @@ def retrain(
         if running.step == session.last or not running.trainings:
             break
         started = time.monotonic()
-        running.tokens += _step(session, running)
+        running.tokens += advance(session, running.trainings, running.step)[1]
         running.seconds += time.monotonic() - started
         running.step += 1
         progress(running.step, session.last)
@@ -187,7 +209,8 @@ def log_spaced(steps: int, per_decade: float, first: int = 1) -> list[int]:
     return sorted({0, steps, *(round(float(p)) for p in points)})
 
 
-def _trainings(session: Session) -> list[Training]:
+def trainings_of(session: Session) -> list[Training]:
+    """Its students as they begin, stacked where they can be."""
     groups: dict[Any, list[Treatment]] = {}
     for treatment in session.treatments:
         groups.setdefault(treatment.together, []).append(treatment)
@@ -204,26 +227,28 @@ def _training(session: Session, members: Sequence[Treatment]) -> Training:
     )
 
 
-def _step(session: Session, running: _Running) -> int:
-    """Every student learns from one batch; its tokens."""
-    batch = session.batch(running.step)
-    cohorts = [training.cohort for training in running.trainings]
-    keep = needed(cohorts, depth(session.model, session.stack))
-    mine = session.share.of(batch)
+def advance(
+    session: Session, trainings: Sequence[Training], step: int
+) -> tuple[list[Float[Tensor, "student"]], int]:
+    """Every student learns from the batch of `step`: their losses before, and its tokens."""
+    batch = session.batch(step)
+    cohorts = [training.cohort for training in trainings]
+    losses: dict[int, Tensor] = {}
     with session.precision():
-        passing = Pass.of(session.model, mine, session.stack, keep, session.share)
+        passing = session.passing(session.share.of(batch), cohorts)
         for wave in _waves(passing, cohorts):
-            learn(passing, wave)
-    _add_gradients(session.share, running)
-    for training in running.trainings:
-        training.update(session.rate_share(running.step))
-    return batch.tokens
+            found = zip(wave, learn(passing, wave), strict=True)
+            losses |= {id(cohort): loss for cohort, loss in found}
+    _add_gradients(session.share, trainings)
+    for training in trainings:
+        training.update(session.rate_share(step))
+    return [losses[id(cohort)] for cohort in cohorts], batch.tokens
 
 
-def _add_gradients(share: Share, running: _Running) -> None:
+def _add_gradients(share: Share, trainings: Sequence[Training]) -> None:
     """Those of all processes; a tensor that only another one's rows went through has one too."""
     if share.count > 1:
-        stacks = [stack for training in running.trainings for stack in training.stacks]
+        stacks = [stack for training in trainings for stack in training.stacks]
         for stack in stacks:
             if stack.grad is None:
                 stack.grad = torch.zeros_like(stack)
@@ -242,12 +267,14 @@ def _agree(share: Share, running: _Running) -> None:
 def _waves(passing: Pass, cohorts: Sequence[Cohort]) -> list[list[Cohort]]:
     """Cohorts that climb together without keeping more than IN_FLIGHT bytes, roughly counted."""
     rows, pos, width = passing.recorded.shape
+    device = passing.batch.targets.device.type
+    limit = IN_FLIGHT[device] if device in IN_FLIGHT else 3 * 2**30
     waves: list[list[Cohort]] = [[]]
     used = 0
     for cohort in sorted(cohorts, key=lambda c: c.first):
         blocks = 1 if cohort.target == "hidden" else passing.recorded.n_blocks - cohort.first
         size = rows * pos * width * 64 * blocks * cohort.count  # about 16 numbers a coordinate
-        if waves[-1] and used + size > IN_FLIGHT:
+        if waves[-1] and used + size > limit:
             waves.append([])
             used = 0
         waves[-1].append(cohort)
