@@ -3,7 +3,7 @@
 Between `<!-- name -->` and `<!-- /name -->` stands what a command made: the demo's last line and
 figure (`ablate prune` with no option), what was measured of the bundled model (its training
 record, and the demo's accuracies of the whole model), and the newest finished `ablate bench` that
-measured sweeps, and the newest that measured induction scans.
+measured sweeps, the newest that measured induction scans, and the newest that retrained layers.
 """
 
 from __future__ import annotations
@@ -118,7 +118,11 @@ def main() -> None:
     readme = ROOT / "README.md"
     text = replaced(readme.read_text(), "demo", demo_block(json.loads(outcome.line(folder.path))))
     text = replaced(text, "zoo", zoo_block(record, zoo_accuracies()))
-    for name, work in (("bench", "sweep"), ("bench-induction", "induction")):
+    for name, work in (
+        ("bench", "sweep"),
+        ("bench-induction", "induction"),
+        ("bench-reset", "reset"),
+    ):
         if (bench := newest(Pruning().runs, work)) is not None:
             text = replaced(text, name, bench_block(bench))
     readme.write_text(text)

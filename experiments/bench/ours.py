@@ -15,6 +15,7 @@ from jaxtyping import Float
 from ablate import Head, HookedModel, Mask, Reading, leave_one_out
 from ablate.hooks import execution_device
 from ablate.importance import answer_importance
+from experiments.bench import retraining
 from experiments.bench.scans import scan
 from experiments.bench.works import Work
 from probes.scoring import log_likelihoods, prepare
@@ -29,6 +30,7 @@ def ours(model: HookedModel, work: Work) -> Run:
         "choices": _choices,
         "importance": _importance,
         "induction": scan,
+        "reset": retraining.ours,
         "forward": _forward,
     }
     return runs[work.kind](model, work)

@@ -10,6 +10,8 @@
                    `bridge` computes them all, as it does unasked)
     hf-attentions  Hugging Face's output_attentions for such a scan, the blocks alone
 
+    plain, plain-stopping, every-gradient     layers retrained one at a time (`retraining.py`)
+
 Each is written as its documentation shows it and computes what `works.py` says. All run the model
 that is measured beside them, in the same dtype, with their own defaults where they have them.
 """
@@ -32,8 +34,9 @@ from ablate import Head, HookedModel
 from ablate.components import Component
 from ablate.hooks import execution_device
 from ablate.sites import Site
+from experiments.bench.retraining import every_gradient, plain, plain_stopping
 from experiments.bench.scans import bridge_scan, hf_scan
-from experiments.bench.works import Kind, Work, requests
+from experiments.bench.works import Kind, Name, Work, requests
 
 Run = Callable[[], Float[np.ndarray, "..."]]
 BATCH_SIZES = (4, 16, 64)
@@ -143,15 +146,22 @@ PEERS: dict[str, Callable[[HookedModel, Work], Run]] = {
     "hflm-batched": hflm_batched,
     "reference": reference,
     "hf-attentions": hf_scan,
+    "plain": plain,
+    "plain-stopping": plain_stopping,
+    "every-gradient": every_gradient,
 }
-AGAINST: dict[Kind, tuple[str, ...]] = {
+AGAINST: dict[Kind | Name, tuple[str, ...]] = {
     "sweep": ("hf-loop", "bridge"),
     "choices": ("hf-loop", "hflm", "hflm-batched"),
     "importance": ("reference",),
     "induction": ("bridge", "bridge-last", "hf-attentions"),
+    "reset-lm": ("plain",),
+    "reset-hidden": ("plain", "plain-stopping"),
+    "reset-all-train": ("every-gradient",),
+    "reset-seeds": ("plain",),
     "forward": (),
 }
-"""Which peers do which kind of work."""
+"""Which peers do which kind of work; of resets, which work."""
 
 
 @contextmanager

@@ -68,14 +68,16 @@ class Session:
             for i, (one, other) in enumerate(zip(runs[OURS], runs[peer], strict=True)):
                 difference = float(np.abs(one.values - other.values).max())
                 rows.append((peer, i, "max_difference", difference))
-            operations = self.cost.grouped if peer.startswith("hflm") else self.cost.peer
+            shared = self.cost.grouped if peer.startswith("hflm") else self.cost.peer
+            operations = self.cost.of_peers.get(peer, shared)
             rows.append((peer, -1, "operations", operations))
         rows += [
             (OURS, -1, "operations", self.cost.fewest),
             (OURS, -1, "matmul_rate", rate),
             (OURS, -1, "tokens", self.cost.tokens),
-            (OURS, -1, "components", len(self.work.components)),
+            (OURS, -1, "components", len(self.work.components or self.work.students)),
             (OURS, -1, "of_components", self.components),
+            (OURS, -1, "head_blocks", self.cost.head_blocks),
         ]
         names = ("side", "run", "metric", "value")
         frame = pd.DataFrame([dict(zip(names, row, strict=True)) for row in rows])
@@ -88,10 +90,15 @@ def sessions_of(study: Bench) -> Iterator[Session]:
 
     Raises ValueError for a model, task or length that cannot be run.
     """
+    words = study.works or tuple(word for word in COMPARED if word != "reset")
     for name in study.models:
         alone = name in study.alone
+        if set(words) == {"reset"}:
+            break
         model = shapes.outline(name, study.dtypes[0], study.seed)
-        for word in study.works or tuple(COMPARED):
+        for word in words:
+            if word == "reset":
+                continue
             for work_name in (ALONE if alone else COMPARED)[word]:
                 able = AGAINST[KINDS[work_name]]
                 peers = () if alone else tuple(p for p in study.peers if p in able)
@@ -103,6 +110,33 @@ def sessions_of(study: Bench) -> Iterator[Session]:
                     for dtype in study.dtypes:
                         setting = Setting(name, dtype, study.device, study.threads, study.seed)
                         yield Session(setting, work, costs, len(model.components), peers)
+    if "reset" in words:
+        yield from _resets(study)
+
+
+def _resets(study: Bench) -> Iterator[Session]:
+    """Retrained layers, model by model: float32, as students are."""
+    for name in study.reset_models:
+        model = shapes.outline(name, "float32", study.seed)
+        rows = token_rows(model, study.reset_rows, study.length, study.seed)
+        blocks = Weights.of(model).blocks
+        for work_name in COMPARED["reset"]:
+            peers = tuple(peer for peer in study.peers if peer in AGAINST[work_name])
+            if not peers:
+                continue
+            every = tuple((layer, 0) for layer in range(blocks))
+            if work_name == "reset-seeds":
+                every = tuple((blocks // 2, seed) for seed in range(study.reset_seeds))
+            work = Work(work_name, rows, 0, (), (), every)
+            once = cost(model, work)
+            share = study.budget * 1e12 / max(once.of_peers[peer] for peer in peers)
+            if study.budget and share < 1 and work_name != "reset-seeds":
+                kept = max(2, int(share * blocks))
+                chosen = np.linspace(0, blocks - 1, kept).round().astype(int)
+                work = replace(work, students=tuple((int(layer), 0) for layer in chosen))
+                once = cost(model, work)
+            setting = Setting(name, "float32", study.device, study.threads, study.seed)
+            yield Session(setting, work, once, len(every), peers)
 
 
 def _works(study: Bench, model: HookedModel, name: Name) -> Iterator[Work]:

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
 EQUAL = 1e-4
 """Largest difference in nats at which fp32 results count as the same."""
+CURVES = 1e-3
+"""Largest difference in nats at which curves of training count as the same."""
+SHARE = 0.95
+"""Of the bound that retraining aims at."""
 SAME = 1e-5
 """Likewise of induction scores, which are shares of attention."""
 CAPTIONS = {
@@ -56,7 +60,8 @@ def _headline(rows: Sequence[Row]) -> list[str]:
         for row in rows
         if not row["peer"]
     ]
-    for unit, among in (("nat", _in_nats(compared)), ("of attention", _scans(compared))):
+    nats = (*_in_nats(compared), *_resets(compared))
+    for unit, among in (("nat", nats), ("of attention", _scans(compared))):
         exact = [row["max_difference"] for row in among if row["dtype"] == "float32"]
         if exact:
             parts.append(f"largest difference in float32 {max(exact):.0e} {unit}")
@@ -67,15 +72,17 @@ def findings(rows: Sequence[Row]) -> list[str]:
     """What was aimed at, and whether it was reached, sentence by sentence."""
     found = []
     compared = [row for row in rows if row["peer"]]
-    if compared:
-        missed = [_against(r, "ratio", ".2f", "bound") for r in compared if r["ratio"] < r["bound"]]
-        reached = len(compared) - len(missed)
+    others = [row for row in compared if row not in _resets(compared)]
+    if others:
+        missed = [_against(r, "ratio", ".2f", "bound") for r in others if r["ratio"] < r["bound"]]
+        reached = len(others) - len(missed)
         found.append(
-            f"Ratio at the arithmetic bound or beyond it in {reached} of {len(compared)} rows"
+            f"Ratio at the arithmetic bound or beyond it in {reached} of {len(others)} rows"
             + (f"; below it: {', '.join(missed)}." if missed else ".")
         )
     found += _equality(_in_nats(compared), "Results", EQUAL, f"{EQUAL:g} nat")
     found += _equality(_scans(compared), "Induction scores", SAME, f"{SAME:g}")
+    found += _retrained(_resets(compared))
     found += [
         f"{row['work']} on {row['model']} in {row['dtype']}: "
         f"{number(row['ours_growth_bytes'] / GIB, '.2f')} GiB above the loaded model, "
@@ -112,7 +119,27 @@ def _scans(rows: Sequence[Row]) -> list[Row]:
 
 
 def _in_nats(rows: Sequence[Row]) -> list[Row]:
-    return [row for row in rows if not row["work"].startswith("induction")]
+    return [row for row in rows if not row["work"].startswith(("induction", "reset"))]
+
+
+def _resets(rows: Sequence[Row]) -> list[Row]:
+    return [row for row in rows if row["work"].startswith("reset")]
+
+
+def _retrained(rows: Sequence[Row]) -> list[str]:
+    """Where retraining reached what it aims at, and what its bound is made of."""
+    if not rows:
+        return []
+    missed = [_against(r, "ratio", ".2f", "bound") for r in rows if r["ratio"] < SHARE * r["bound"]]
+    found = [
+        f"Retraining reaches {SHARE:.0%} of its arithmetic bound in {len(rows) - len(missed)} of "
+        f"{len(rows)} rows" + (f"; not in {', '.join(missed)}." if missed else ".")
+    ]
+    found += _equality(rows, "Losses of every step", CURVES, f"{CURVES:g} nat")
+    heads = {row["model"]: row["head_blocks"] for row in rows}
+    return found + [
+        f"The head of {model} costs {blocks:.2f} blocks (h)." for model, blocks in heads.items()
+    ]
 
 
 def report(study: Bench, table: pd.DataFrame) -> Report:
@@ -132,7 +159,13 @@ def report(study: Bench, table: pd.DataFrame) -> Report:
             "512 tokens) read four attention scores of every head, ours under fused attention "
             "from the entries they need; `bridge` is there run_with_cache with a filter on "
             "patterns, `bridge-last` the same without logits but the last, `hf-attentions` the "
-            "blocks alone with output_attentions, all under eager attention, as they must be."
+            "blocks alone with output_attentions, all under eager attention, as they must be. A "
+            "reset work is one training step of a student of every layer (`reset-seeds`: of "
+            "several students of the middle one), on the same batch again and again, in float32: "
+            "`plain` trains one at a time by the model's own forward with requires_grad off "
+            "elsewhere (`reset-hidden`: a full forward for the targets, then the block; "
+            "`plain-stopping` leaves that forward behind the block), `every-gradient` with requires_grad "
+            "everywhere."
         ),
         findings=findings(rows),
         captions={name: CAPTIONS[name] for name in figures_of(table)},

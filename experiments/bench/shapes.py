@@ -19,11 +19,13 @@ if TYPE_CHECKING:
     from ablate import HookedModel
 
 SHAPES: Mapping[str, Mapping[str, int]] = {
+    "opt-256": {"layers": 12, "d_model": 256, "heads": 4, "vocab": 1024},
     "opt-768": {"layers": 12, "d_model": 768, "heads": 12},
     "opt-6.7b": {"layers": 32, "d_model": 4096, "heads": 32},
     "opt-66b": {"layers": 64, "d_model": 9216, "heads": 72},
 }
-"""Shapes by name (Zhang et al. 2022, "OPT", table 1); the FFN is four times as wide."""
+"""Shapes by name (Zhang et al. 2022, "OPT", table 1; opt-256 is ours, of a small vocabulary); the
+FFN is four times as wide."""
 VOCAB, POSITIONS = 50272, 2048
 TOKENIZER = "stdlib-opt"
 """The bundled tokenizer reads tasks for a model of random weights: its ids are below VOCAB."""

@@ -25,9 +25,18 @@ if TYPE_CHECKING:
     from experiments.bench.workers import Measured
     from experiments.run_folder import Outcome, RunFolder
 
-Word = Literal["sweep", "choices", "importance", "induction"]
+Word = Literal["sweep", "choices", "importance", "induction", "reset"]
 Peer = Literal[
-    "hf-loop", "bridge", "hflm", "hflm-batched", "reference", "bridge-last", "hf-attentions"
+    "hf-loop",
+    "bridge",
+    "hflm",
+    "hflm-batched",
+    "reference",
+    "bridge-last",
+    "hf-attentions",
+    "plain",
+    "plain-stopping",
+    "every-gradient",
 ]
 
 
@@ -39,9 +48,9 @@ class Bench(RunOptions):
     """
 
     works: tyro.conf.Positional[tuple[Word, ...]] = field(default=(), metadata=POSITIONAL)
-    """What to measure; all if none is named."""
+    """What to measure; all but reset if none is named."""
     models: tuple[str, ...] = field(default=("stdlib-opt", "opt-768"), metadata=INPUT)
-    """Models, and shapes of random weights: opt-768, opt-6.7b, opt-66b."""
+    """Models, and shapes of random weights: opt-256, opt-768, opt-6.7b, opt-66b."""
     dtypes: tuple[Literal["float32", "bfloat16", "float16"], ...] = ("float32", "bfloat16")
     """Of the weights, on both sides."""
     peers: tuple[Peer, ...] = get_args(Peer)
@@ -66,6 +75,12 @@ class Bench(RunOptions):
     """Tokens in a row that is scanned for induction; what a model cannot read is left out."""
     induction_rows: int = 1
     """Rows in such a scan."""
+    reset_models: tuple[str, ...] = field(default=("opt-256", "stdlib-opt"), metadata=INPUT)
+    """Models whose layers are reset and retrained, in float32."""
+    reset_rows: int = 4
+    """Rows of --length tokens in a training step."""
+    reset_seeds: int = 3
+    """Students of one layer that train as one module."""
     tasks: tuple[str, ...] = ("pair_mapping",)
     """Tasks of the choices, with 5 demonstrations a question."""
     limit: int | None = 5
@@ -74,7 +89,15 @@ class Bench(RunOptions):
     """10¹² operations of a peer's run at most (one component in two layers at least); 0: all."""
 
     def __post_init__(self) -> None:
-        for name in ("repeats", "rows", "importance_rows", "induction_rows", "answers"):
+        for name in (
+            "repeats",
+            "rows",
+            "importance_rows",
+            "induction_rows",
+            "answers",
+            "reset_rows",
+            "reset_seeds",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)}: give ≥ 1")
         if self.threads is not None and self.threads < 1:
@@ -88,7 +111,15 @@ class Bench(RunOptions):
         if not self.induction_lengths or min(self.induction_lengths) < 5:  # BOS and four copies
             given = " ".join(map(str, self.induction_lengths))
             raise ValueError(f"--induction-lengths {given}: give lengths of at least 5")
-        for name in ("works", "models", "dtypes", "peers", "tasks", "induction_lengths"):
+        for name in (
+            "works",
+            "models",
+            "dtypes",
+            "peers",
+            "tasks",
+            "induction_lengths",
+            "reset_models",
+        ):
             given = getattr(self, name)
             if len(set(given)) < len(given):
                 raise ValueError(f"{' '.join(map(str, given))}: name each of them once")

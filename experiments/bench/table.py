@@ -8,6 +8,7 @@
     peak_memory_ratio   peer's peak / our peak
     …_growth_bytes      peak above what the process held when its model was loaded
     tokens_per_second   tokens of the inputs, once for the whole model and for each component
+    head_blocks         of resets: the head's forward in blocks' forwards (h)
 
 Where there is no peer, what compares is nan (null in JSON) and `peer` is empty.
 """
@@ -101,7 +102,7 @@ def markdown(table: pd.DataFrame) -> str:
 def work_of(row: Row) -> str:
     """`sweep-answers (14 of 156)`; nothing in brackets where all components are measured."""
     part = row["components"] < row["of_components"]
-    if not part or not row["work"].startswith(("sweep", "choices")):
+    if not part or not row["work"].startswith(("sweep", "choices", "reset")):
         return row["work"]
     return f"{row['work']} ({row['components']} of {row['of_components']})"
 
@@ -133,6 +134,7 @@ def _ours(frame: pd.DataFrame) -> Row:
         "components": int(components),
         "of_components": int(_once(frame, "ours", "of_components")),
         "tokens": int(tokens),
+        "head_blocks": frame.loc[frame["metric"] == "head_blocks", "value"].max(),
     }
 
 

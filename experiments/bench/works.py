@@ -6,11 +6,13 @@
     choices-shared   the same; several examples share their demonstrations
     importance       gradient importance of every head for the last few tokens of rows
     induction        four attention scores of every head on rows that repeat themselves
+    reset-…          a training step of students of reset layers (`retraining.py`)
     forward          the loss of one plain forward (only where there is no peer)
     sweep-layer      leave-one-out over the heads of the middle layer (likewise)
 
 A work is values of a table, in nats: [1 + component, row or choice], whole model first, for sweeps
-and choices; [row, head] for importance; for induction shares of attention: [score, row, head].
+and choices; [row, head] for importance; for induction shares of attention: [score, row, head];
+[student] for resets.
 Where a full sweep takes the peers too long, both sides measure the same subset of components,
 spread evenly over layers, heads and FFNs in their true proportion. This makes our ratio smaller,
 not larger: what we do once weighs more.
@@ -18,8 +20,9 @@ not larger: what we do once weighs more.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -42,7 +45,7 @@ from probes.tokenising import encode_pairs
 if TYPE_CHECKING:
     from ablate import HookedModel
 
-Kind = Literal["sweep", "choices", "importance", "induction", "forward"]
+Kind = Literal["sweep", "choices", "importance", "induction", "reset", "forward"]
 Name = Literal[
     "sweep",
     "sweep-answers",
@@ -50,6 +53,10 @@ Name = Literal[
     "choices-shared",
     "importance",
     "induction",
+    "reset-lm",
+    "reset-hidden",
+    "reset-all-train",
+    "reset-seeds",
     "forward",
     "sweep-layer",
 ]
@@ -60,6 +67,10 @@ KINDS: dict[Name, Kind] = {
     "choices-shared": "choices",
     "importance": "importance",
     "induction": "induction",
+    "reset-lm": "reset",
+    "reset-hidden": "reset",
+    "reset-all-train": "reset",
+    "reset-seeds": "reset",
     "forward": "forward",
     "sweep-layer": "sweep",
 }
@@ -68,6 +79,7 @@ COMPARED: dict[str, tuple[Name, ...]] = {
     "choices": ("choices", "choices-shared"),
     "importance": ("importance",),
     "induction": ("induction",),
+    "reset": ("reset-lm", "reset-hidden", "reset-all-train", "reset-seeds"),
 }
 """The works that a word of the command line asks for."""
 ALONE: dict[str, tuple[Name, ...]] = {
@@ -75,6 +87,7 @@ ALONE: dict[str, tuple[Name, ...]] = {
     "choices": (),
     "importance": ("importance",),
     "induction": ("induction",),
+    "reset": (),
 }
 """The same for a model that is measured without a peer."""
 SHOTS = 5
@@ -91,6 +104,7 @@ class Work:
         scored: how many of the last tokens of each row are read.
         examples: labelled questions, for choices.
         components: what is removed, one at a time; for importance and induction, the heads.
+        students: (layer, seed) of what is reset and retrained.
     """
 
     name: Name
@@ -98,6 +112,7 @@ class Work:
     scored: int
     examples: tuple[Example, ...]
     components: tuple[Component, ...]
+    students: tuple[tuple[int, int], ...] = ()
 
     @property
     def kind(self) -> Kind:
@@ -120,7 +135,11 @@ class Cost:
     grouped: int
     """Of lm-eval's model, which reads requests that differ in their last token once."""
     tokens: int
-    """Tokens of the inputs, once."""
+    """Tokens of the inputs, once; for every student, of resets."""
+    of_peers: Mapping[str, int] = field(default_factory=dict)
+    """Of peers that do not all do the same."""
+    head_blocks: float = math.nan
+    """h: the head's forward in blocks' forwards, for resets."""
 
 
 def requests(model: HookedModel, examples: Sequence[Example]) -> list[tuple[list[int], int]]:
@@ -136,6 +155,12 @@ def cost(model: HookedModel, work: Work) -> Cost:
     if work.kind == "induction":
         fewest, peer = scans(weights, *work.rows.shape)
         return Cost(fewest, peer, peer, work.rows.size)
+    if work.kind == "reset":
+        from experiments.bench.retraining import head_blocks, operations
+
+        once = operations(weights, work)
+        h, tokens = head_blocks(weights, work), work.rows.size * len(work.students)
+        return Cost(once["ours"], max(once.values()), 0, tokens, once, h)
     sequences = _sequences(model, work)
     slots = Slots.of(sequences)
     tokens = sum(len(ids) for ids, _ in sequences)
