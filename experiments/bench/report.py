@@ -164,8 +164,8 @@ def report(study: Bench, table: pd.DataFrame) -> Report:
             "several students of the middle one), on the same batch again and again, in float32: "
             "`plain` trains one at a time by the model's own forward with requires_grad off "
             "elsewhere (`reset-hidden`: a full forward for the targets, then the block; "
-            "`plain-stopping` leaves that forward behind the block), `every-gradient` with requires_grad "
-            "everywhere."
+            "`plain-stopping` leaves that forward behind the block), `every-gradient` with "
+            "requires_grad everywhere."
         ),
         findings=findings(rows),
         captions={name: CAPTIONS[name] for name in figures_of(table)},
