@@ -9,7 +9,8 @@
     A6   reset a block, train nothing                A13  what wiping cross-attention does
 
 Every function gives treatments of one seed; A1, A2 and A7, which are not about the reset, have the
-first seed only. Rates are those of the arm where the study has one of its own. What a base cannot do (a copy of a block below the lowest) is left out, and said.
+first seed only. Rates are those of the arm where the study has one of its own. What a base cannot
+do (a copy of a block below the lowest) is left out, and said.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 NORM_RATE = 5.0
 """Times the usual rate, where norms alone are trained: they have little leverage each."""
+LOCAL_RATE = 2.0
+"""Times the usual rate, towards the old block's output: what lies above has no say in it."""
 TARGETS: tuple[Target, ...] = ("lm", "hidden", "logits", "mix")
 
 
@@ -56,7 +59,7 @@ def treatments(study: Resetting, site: Site, seed: int, rate: float) -> Iterator
     for layer in site.layers:
         here = (site.place(layer),)
         for target in study.targets if "A0" in arms else ():
-            yield Treatment("A0", here, here, "init", target, seed, rate)
+            yield Treatment("A0", here, here, "init", target, seed, _rate(rate, target))
         if "A1" in arms and seed == study.seed:
             yield Treatment("A1", (), here, "init", "lm", seed, rate)
         if "A3" in arms:
@@ -79,7 +82,7 @@ def treatments(study: Resetting, site: Site, seed: int, rate: float) -> Iterator
                 yield Treatment("A10", here, here, law, "lm", seed, rate)
         for target in TARGETS if "A11" in arms else ():
             if "A0" not in arms or target not in study.targets:
-                yield Treatment("A11", here, here, "init", target, seed, rate)
+                yield Treatment("A11", here, here, "init", target, seed, _rate(rate, target))
     for several in _several(site) if "A12" in arms else ():
         places = tuple(map(site.place, several))
         yield Treatment("A12", places, places, "init", "lm", seed, rate)
@@ -93,6 +96,10 @@ def whole(study: Resetting, seed: int, rate: float) -> Iterator[Treatment]:
         yield Treatment("A2", (), (), "init", "lm", seed, study.rate_all, "all")
     if "A7" in study.arms:
         yield Treatment("A7", (), (), "init", "lm", seed, rate, "scratch")
+
+
+def _rate(rate: float, target: Target) -> float:
+    return rate * LOCAL_RATE if target == "hidden" else rate
 
 
 def _allowed(law: Law, layer: int, n_blocks: int) -> bool:

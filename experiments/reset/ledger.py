@@ -33,7 +33,7 @@ class Ledger:
     Attributes:
         keys: columns that are the same for all rows.
         enough: gap, in nats, at which a student has recovered; nan never stops one.
-        steps: of the constant-rate part, at whose end the budget is spent.
+        steps: of the trunk, at whose end the budget is spent.
     """
 
     keys: Mapping[str, Any]

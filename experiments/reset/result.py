@@ -45,7 +45,7 @@ ARMS: Mapping[str, str] = {
 """The protocol's arms, in words."""
 WEIGHTS: Mapping[str, str] = {
     "averaged": "averaged over the last tenth of the way",
-    "raw": "as trained, at a constant rate",
+    "raw": "as trained, at the rate of the trunk",
     "annealed": "after the rate went to 0",
 }
 """Weights that are evaluated, those that are read first. Students stop by their averaged weights: a

@@ -4,7 +4,7 @@ A session is one pass over one order of data with one base: every batch goes thr
 all students learn from it (`climb`), and at log-spaced steps all are evaluated on the same held-out
 rows. The ledger has a row for every student, evaluation and kind of weights:
 
-    raw         the weights of that step, at the constant rate behind the warm-up
+    raw         the weights of that step, at the rate of the trunk
     averaged    the average of the last tenth of the way (`cohorts`)
     annealed    once, at the end: the rate went to 0 over `anneal` of the budget more
 
@@ -59,7 +59,7 @@ class Session:
     Attributes:
         keys: columns of the ledger that are the same for all its rows.
         held_out: batches that every evaluation reads.
-        steps: of the constant-rate part.
+        steps: of the budget.
         evaluations: steps after which all are evaluated; 0 and `steps` are among them.
         hold: steps at the peak rate, after which it falls as 1/√step: a reset block has far to go
             at first, and a rate that got it there keeps it from arriving.

@@ -76,13 +76,13 @@ class Resetting(RunOptions):
     laws: tuple[Law, ...] = ("torch", "identity", "copy-below", "copy-mean", "moments", "permuted")
     """By which A10 resets, beside init; what a base has no way to do is left out and named."""
     rates: tuple[float, ...] = (2e-3,)
-    """Peak learning rates; of several, each arm, target and layer takes its best on rows that no
-    result is measured on."""
+    """Peak learning rates, twice that for local regression; of several, each arm, target and layer
+    takes its best on rows that no result is measured on."""
     rate_all: float = 5e-4
     """Of arms that train a trained model whole (A2, A3)."""
     seeds: int = 3
     """Resets, each with its own order of the data, from --seed on."""
-    budget: float = 600_000
+    budget: float = 700_000
     """Tokens to train on; below 1, a share of T0."""
     step: int = 1024
     """Tokens a step, about: the base's batches are cut into so many whole rows."""
@@ -103,6 +103,8 @@ class Resetting(RunOptions):
     """Measure what may foretell how long a layer takes."""
     bases: int = 3
     """Seeds of each base of the grid, in the presets that train bases."""
+    row: int | None = None
+    """Tokens of a row, in training and in evaluation; the length the base read most."""
     context: int | None = None
     """Row length, for a base without a record."""
     dtype: Literal["float32", "bfloat16", "float16", "checkpoint"] = "float32"

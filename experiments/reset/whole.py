@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from ablate.parts import Part
 from ablate.placement import require_materialised
-from ablate.reset import masks_at, weights_at
+from ablate.reset import masks_all, weights_at
 from experiments import checkpoints
 from experiments.objectives import Batch, losses
 from experiments.reset.climb import Pass, block_error, divergence
@@ -183,9 +183,7 @@ def plain_loss(
 
 
 @torch.no_grad()
-def row_sums(
-    session: Session, model: nn.Module, held_out: list[Batch] | tuple[Batch, ...]
-) -> Float[Tensor, "row"]:
+def row_sums(session: Session, model: nn.Module, held_out: Sequence[Batch]) -> Float[Tensor, "row"]:
     """Summed loss of every held-out row."""
     found = [torch.zeros(len(batch.targets), dtype=torch.float64) for batch in held_out]
     for i in filter(session.share.deals, range(len(found))):
@@ -209,9 +207,8 @@ def _optimiser(session: Session, trained: Mapping[str, nn.Parameter]) -> torch.o
 
 def _masks(model: nn.Module, treatment: Treatment) -> dict[str, Tensor]:
     """Which entries are trained, of tensors of which not all are."""
-    if treatment.scope != "places":
-        return {}
-    return {n: m for place in treatment.trains for n, m in masks_at(model, place).items()}
+    places = treatment.scope == "places" and treatment.trains
+    return masks_all(model, places) if places else {}
 
 
 @contextmanager

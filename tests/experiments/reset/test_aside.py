@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -314,9 +315,12 @@ def test_a_lender_that_is_not_there_is_named(text: Path, tmp_path: Path) -> None
         "another encoder of width 32: no other base has one; name one with --encoders",
         "another encoder of another width: no other base has one; name one with --encoders",
     ]
-    decoder = Resetting(arms=("A13", "A0"), layers=(0,), budget=2048)
+    usual = TINY | {"family": "opt", "objective": "auto"}
+    base = Pretraining(**usual, d_model=32, heads=2, corpus=str(text), runs=tmp_path)
+    made, _ = run_study("pretrain", base)
+    decoder = dataclasses.replace(study, model=str(made.path / "model"))
     left_out = planned(decoder, opened(decoder)).left_out
-    assert left_out == ("A13 of stdlib-opt: it has no cross-attention",)
+    assert left_out == (f"A13 of {decoder.model}: it has no cross-attention",)
 
 
 def aside(**ends: float) -> pd.DataFrame:
