@@ -113,6 +113,8 @@ class Resetting(RunOptions):
     """Of matrix products; auto is bfloat16 where the device has it."""
     device_map: str | None = None
     """Accelerate's: auto, cuda:0, ...; without it, the CPU."""
+    cache: float = field(default=4.0, metadata=NOT_HASHED)
+    """GiB of disk for the frozen model's streams, where data is read again; 0: compute them."""
     jobs: int = field(default=1, metadata=NOT_HASHED)
     """Processes on this machine; each takes its share of the threads."""
     save_every: float = field(default=60.0, metadata=NOT_HASHED)
@@ -150,6 +152,8 @@ class Resetting(RunOptions):
             raise ValueError(f"--unique {min(self.unique):g} asked for: give tokens, 0 for all")
         if min(self.shares) <= 0 or max(self.shares) > 1:
             raise ValueError(f"--shares {self.shares}: give shares of the training in (0, 1]")
+        if not 0 <= self.cache < math.inf:
+            raise ValueError(f"--cache {self.cache:g} asked for: give GiB, 0 for none")
         if not 0 <= self.anneal <= 1:
             raise ValueError(f"--anneal {self.anneal:g} asked for: give a share in [0, 1]")
         if not 1 <= self.per_decade <= 100:

@@ -7,6 +7,8 @@ machine's threads, and hands its rows back: only the study's own process writes 
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +25,7 @@ from experiments.reset.foreign import retrain_foreign
 from experiments.reset.opened import Opened, held_out, initial_weights, loaded, opened, precision_of
 from experiments.reset.parallel import joined
 from experiments.reset.plan import Job, Pick, Plan, pick_of
+from experiments.reset.prefix_cache import PrefixCache
 from experiments.reset.session import Session, log_spaced, retrain
 from experiments.reset.whole import retrain_whole
 
@@ -154,7 +157,14 @@ def do(
         return retrain_foreign(session, job.treatments[0], checkpoint, progress=progress)
     if job.is_whole:
         return retrain_whole(session, job.treatments[0], checkpoint, progress=progress)
-    return retrain(session, checkpoint, progress=progress)
+    if not job.unique or not study.cache or job.stack:
+        return retrain(session, checkpoint, progress=progress)
+    # Data that begins again is read more than once: its streams may be worth keeping.
+    cache = PrefixCache(session.model, checkpoint.parent / "streams", int(study.cache * 2**30))
+    rows = retrain(dataclasses.replace(session, cache=cache), checkpoint, progress=progress)
+    record = checkpoint.parent.parent / f"cache-{checkpoint.stem}.json"
+    record.write_text(json.dumps(cache.facts(), indent=1) + "\n")
+    return rows
 
 
 def session_of(study: Resetting, base: Opened, job: Job) -> Session:
