@@ -125,8 +125,8 @@ def _bridges(last: pd.DataFrame) -> Iterator[str]:
             )
             continue
         won = 100 * float((both["foreign"] - both["bridge"]).mean()) / float(added.mean())
-        each = 100 * (both["foreign"] - both["bridge"]) / added
-        of = f" [{each.min():.0f}, {each.max():.0f}]" if (added > 0).all() else ""
+        each = 100 * ((both["foreign"] - both["bridge"]) / added).to_numpy(float)
+        of = f" [{each.min():.0f}, {each.max():.0f}]" if float(added.min()) > 0 else ""
         said = (
             f"With wiped cross-attention, an encoder of {who} adds {_spread(added)} nat to what the"
             f" own one leaves; a linear bridge instead wins back {won:.0f}{of} % of that."

@@ -120,7 +120,7 @@ def test_source_use_by_hand() -> None:
 def test_rows_of_other_families_have_the_column_too() -> None:
     place = (Place(0),)
     rows = retrain(session("opt", [Treatment("A0", place, place)]))
-    assert rows["source_use"].isna().all()
+    assert np.isnan(rows["source_use"].to_numpy(float)).all()
 
 
 @pytest.mark.parametrize("family", ["bart", "t5"])
@@ -239,7 +239,7 @@ def test_without_lenders_their_variants_are_not_there() -> None:
     assert math.isfinite(sum(t.rate for t in variants(same="a").values()))
 
 
-TINY = {
+TINY: dict[str, Any] = {
     "family": "bart",
     "objective": "translation",
     "layers": 2,
@@ -292,9 +292,9 @@ def test_the_preset_from_its_bases_to_its_answer(text: Path, tmp_path: Path) -> 
     assert set(rows["arm"]) == {"A1", "A7", "A13"}
     assert rows["variant"].nunique() == 1 + 9  # A7 has none
     counts = rows[rows["arm"] == "A13"].groupby(["base", "variant"])["name"].nunique()
-    assert counts.drop("one block wiped", level="variant").eq(1).all()
-    assert counts.xs("one block wiped", level="variant").eq(2).all()
-    assert (rows.loc[rows["variant"] == NO_OP, "layer"] == -1).all()
+    assert set(counts.drop("one block wiped", level="variant")) == {1}
+    assert set(counts.xs("one block wiped", level="variant")) == {2}
+    assert set(rows.loc[rows["variant"] == NO_OP, "layer"]) == {-1}
     assert (made.path / "figures" / "families.png").exists()
 
 
