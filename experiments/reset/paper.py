@@ -43,6 +43,13 @@ def paper(study: Resetting, folder: RunFolder) -> Outcome:
     from experiments.reset.opened import opened as opened_bases
     from experiments.run_folder import run_study
 
+    changed = [
+        f"--{each.name.replace('_', '-')}"
+        for each in dataclasses.fields(study)
+        if each.name not in (*GIVEN, "preset") and getattr(study, each.name) != each.default
+    ]
+    if changed:
+        raise ValueError(f"--preset paper brings its own: leave out {', '.join(changed)}")
     folder.create()
     models = _models(study)
     found: list[tuple[str, Path]] = []

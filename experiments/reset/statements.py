@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from experiments.reset.contrasts import position_contrasts, target_contrast
-from experiments.reset.crossing import final_gap, noise_floor, recovered_within
+from experiments.reset.crossing import KEYS, final_gap, noise_floor, recovered_within
 from experiments.reset.fits import fit_students
 from experiments.reset.result import TARGETS, THRESHOLD, finished, main, near, one_weights
 from experiments.statistics import holm
@@ -110,7 +110,7 @@ def _progress(ledger: pd.DataFrame, bases: Sequence[Opened]) -> Iterator[str]:
     rows = one_weights(main(ledger))
     if rows.empty:
         return
-    last = rows.sort_values("tokens").groupby(["base", "base_share", "name"]).tail(1)
+    last = rows.sort_values("tokens").groupby(list(KEYS), dropna=False).tail(1)
     known = {(o.name, o.base.share): o.base for o in bases if o.base.curve}
     for target, some in last.groupby("target"):
         ends = zip(some["base"], some["base_share"], some["gap"], strict=True)
