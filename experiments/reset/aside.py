@@ -22,6 +22,10 @@ the whole decoder is trained. What a student gains from its source is its source
 
 The preset trains its bases itself, on the synthetic translation task (`experiments.translation`):
 two of one shape, each lending its encoder to the other, and one of another width that lends only.
+
+What it costs, counted from single steps in CPU time of one thread: 5 minutes a base and 7 for the
+one of another width, 1.4 minutes for the five students with the base's own encoder of one base and
+seed, 0.4 for every other student: 38 minutes, about 20 in two processes.
 """
 
 from __future__ import annotations

@@ -127,6 +127,7 @@ class Resetting(RunOptions):
             "arms": ("A7", "A13"),
             "budget": 0.15,
             "bases": 2,
+            "jobs": 2,
         }
     }
 
