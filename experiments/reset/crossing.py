@@ -16,8 +16,11 @@ evaluation, where log 0 ends); the interval (lower, upper] are those two evaluat
 - Not crossed: censored, lower = the last evaluation above the level, upper = ∞, tokens = nan.
 - Damage below τ from the start, and still below at the next evaluation: tokens = 0 in the interval
   (0, first evaluation]. Where log T is taken this is left-censored: "sooner than we looked".
-- Loss above ℓ_R + 0.5 nat, or not finite: diverged, a class of its own. A level that was crossed
-  and held before that stays crossed (T_rec is a first passage); levels not crossed are `diverged`.
+- A student that was fitted to data (law linear) begins at the tokens of the fit, not at 0.
+- Loss above ℓ_R + 0.5 nat at the end, or not finite: diverged, a class of its own, from the last
+  evaluation that was neither. A loss that rises so far on its way and comes back has not: towards
+  the old block's output the first layer does. A level that was crossed and held before that stays
+  crossed (T_rec is a first passage); levels not crossed are `diverged`.
 - Damage of 0 or less (nothing was reset): R is not defined, there are no relative rows.
 - `annealed` evaluations make a curve only if a student has two or more; one is a final gap.
 
@@ -215,7 +218,8 @@ def recovered_within(
 
 @dataclass(frozen=True, eq=False)
 class _Curve:
-    """One student's evaluations up to where it diverged, if it did; the first is at 0 tokens."""
+    """One student's evaluations up to where it diverged, if it did; the first is right after the
+    reset."""
 
     tokens: Float[np.ndarray, "evaluation"]
     gaps: Float[np.ndarray, "evaluation"]
@@ -226,18 +230,18 @@ class _Curve:
     confirmed: bool
 
 
-def _curve(rows: pd.DataFrame) -> _Curve:
+def _curve(rows: pd.DataFrame, start: float) -> _Curve:
     rows = rows.sort_values("tokens", kind="stable")
     tokens, gaps = rows["tokens"].to_numpy(float), rows["gap"].to_numpy(float)
     losses, stderr = rows["loss"].to_numpy(float), rows["stderr"].to_numpy(float)
     reset, status = float(rows["loss_reset"].iloc[0]), rows["status"].iloc[-1]
-    if tokens[0] > 0:  # annealed and averaged curves begin at the same reset
+    if tokens[0] > start:  # annealed and averaged curves begin at the same reset
         damage = reset - float(rows["loss_base"].iloc[0])
-        tokens, gaps = np.r_[0.0, tokens], np.r_[damage, gaps]
+        tokens, gaps = np.r_[start, tokens], np.r_[damage, gaps]
         losses, stderr = np.r_[reset, losses], np.r_[stderr[0], stderr]
-    lost = ~np.isfinite(losses) | ~np.isfinite(gaps) | (losses > reset + DIVERGED)
-    diverged = bool(lost.any()) or status == "diverged"
-    until = max(1, int(lost.argmax())) if lost.any() else lost.size
+    sane = np.isfinite(losses) & np.isfinite(gaps) & ~(losses > reset + DIVERGED)
+    until = int(np.flatnonzero(sane)[-1]) + 1 if sane.any() else 1
+    diverged = until < sane.size or status == "diverged"
     return _Curve(
         tokens[:until],
         np.where(np.isfinite(gaps[:until]), gaps[:until], np.inf),
@@ -252,6 +256,10 @@ def _curve(rows: pd.DataFrame) -> _Curve:
 def _curves(ledger: pd.DataFrame) -> Iterator[tuple[dict[str, Any], _Curve]]:
     """Every student and kind of weights that makes a curve, with what is known of it."""
     _needs(ledger, (*KEYS, *_VALUES))
+    # A student that was fitted to data begins with the tokens of the fit, others with none.
+    fitted = ledger["tokens"].where(ledger["law"] == "linear", 0.0)
+    ledger = ledger.assign(begun=fitted)
+    ledger["begun"] = ledger.groupby(list(KEYS), dropna=False)["begun"].transform("min")
     names: Any
     for names, rows in ledger.groupby([*KEYS, "weights"], dropna=False, sort=False):
         known: dict[str, Any] = dict(zip([*KEYS, "weights"], names, strict=True))
@@ -267,7 +275,7 @@ def _curves(ledger: pd.DataFrame) -> Iterator[tuple[dict[str, Any], _Curve]]:
         first = rows.iloc[0]
         known["damage"] = float(first["loss_reset"] - first["loss_base"])
         known["skip"] = float(first.get("loss_skip", np.nan) - first["loss_base"])
-        yield known, _curve(rows)
+        yield known, _curve(rows, float(rows["begun"].iloc[0]))
 
 
 def _levels(

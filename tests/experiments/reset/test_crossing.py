@@ -101,7 +101,7 @@ def test_one_that_never_crosses_is_censored_at_what_it_was_trained():
 
 
 def test_divergence_is_a_class_and_leaves_what_was_crossed_before():
-    ledger = student([0, 100, 200, 400, 800, 1600], [1, 0.2, 0.08, 0.07, 1.6, 0.01])
+    ledger = student([0, 100, 200, 400, 800, 1600], [1, 0.2, 0.08, 0.07, 1.6, 1.7])
     found = crossings(ledger, (0.1, 0.05), ()).set_index("threshold")
     assert found.loc[0.1, "status"] == "recovered"
     assert found.loc[0.05, "status"] == "diverged"
@@ -264,3 +264,12 @@ def test_final_gap_is_annealed_and_same_within_noise():
     assert (quiet["same"].tolist(), quiet["tolerance"].tolist()) == ([False], [0.01])
     unknown = recovered_within(gaps, floor.iloc[:0])
     assert unknown["tolerance"].tolist() == [0.01]
+
+
+def test_a_loss_that_rises_and_comes_back_has_not_diverged():
+    found = crossing(student([0, 100, 200, 300, 400], [1, 9, 0.3, 0.01, 0.01]))
+    assert found["status"] == "recovered"
+    assert 200 < found["tokens"] <= 300
+    stays = crossing(student([0, 100, 200, 300], [1, 9, 0.3, 9]))
+    assert stays["status"] == "diverged"
+    assert stays["lower"] == 200
