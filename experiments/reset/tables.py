@@ -6,6 +6,7 @@ writes one for a paper. The answer has one line for each family and target.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -18,16 +19,19 @@ from experiments.reset.result import (
     families,
     finished,
     main,
+    percent,
     place_name,
     targets,
     unit_of,
 )
 from experiments.reset.summaries import ends, medians, numbered
-from experiments.reset.survival import Headline, headline
+from experiments.reset.survival import Headline, Unit, amount_text, headline
 
 if TYPE_CHECKING:
     from experiments.reset.result import Result
 
+COARSER = 0.1
+"""Nat: said beside the answer where that is out of reach."""
 SEED = 0
 """Of the resamples behind the answer's interval."""
 
@@ -52,10 +56,27 @@ def answer_line(result: Result) -> str:
         return "no layer was reset and retrained: nothing to answer"
     several = len({family for family, _ in found}) > 1
     parts = [
-        (f"{family}, " if several else "") + f"{TARGETS[each.target]}: {each.text}"
+        (f"{family}, " if several else "")
+        + f"{TARGETS[each.target]}: {each.text}{_coarser(result, family, each)}"
         for family, each in found
     ]
     return "; ".join(parts)
+
+
+def _coarser(result: Result, family: str, asked: Headline) -> str:
+    """The next coarser threshold, where the median student did not come within the asked one."""
+    if math.isfinite(asked.median):
+        return ""
+    rows = result.crossings.loc[result.crossings["family"] == family]
+    found = headline(rows, asked.target, np.random.default_rng(SEED), threshold=COARSER)
+    unit: Unit = "share" if asked.unit == "share" else "tokens"
+    amounts = [
+        amount_text(value, found.bound, unit) for value in (found.median, found.low, found.high)
+    ]
+    return (
+        f" (within {COARSER:g} nat: {amounts[0]} [{amounts[1]}, {amounts[2]}], "
+        f"{percent(found.censored)} censored)"
+    )
 
 
 def bases(ledger: pd.DataFrame) -> pd.DataFrame:

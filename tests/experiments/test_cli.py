@@ -137,6 +137,6 @@ def test_the_module_is_the_command_in_any_locale(encoding: str):
     )
     assert done.returncode == 2
     assert done.stderr == (
-        "ablate: Unrecognized options: paint; Available subcommands: prune, induction, reset, pretrain, "
-        "bench; see ablate --help\n"
+        "ablate: Unrecognized options: paint; Available subcommands: prune, induction, reset, "
+        "pretrain, bench; see ablate --help\n"
     )

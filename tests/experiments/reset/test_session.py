@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import numpy as np
@@ -136,7 +135,7 @@ def test_a_student_that_explodes_is_a_class_of_its_own() -> None:
     wild = treated(1, rate=1e18)
     rows = retrain(session("opt", [wild, treated(0)]))
     assert rows[rows.rate == 1e18]["status"].iloc[-1] == "diverged"
-    assert rows[rows.rate != 1e18]["loss"].map(math.isfinite).all()
+    assert np.isfinite(rows[rows.rate != 1e18]["loss"]).all()
 
 
 def test_a_model_from_scratch_and_a_random_context() -> None:
