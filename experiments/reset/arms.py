@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ablate.components import Stack
-from ablate.reset import Law, Part, Place
-from experiments.reset.treatments import Target, Treatment
+from ablate.reset import Part, Place
+from experiments.reset.treatments import Start, Target, Treatment
 
 if TYPE_CHECKING:
     from experiments.reset.study import Resetting
@@ -46,7 +46,7 @@ class Site:
     layers: tuple[int, ...]
     n_blocks: int
     parts: Sequence[Part]
-    laws: Sequence[Law]
+    laws: Sequence[Start]
 
     def place(self, layer: int, part: Part = "block") -> Place:
         """A place in this stack."""
@@ -102,7 +102,7 @@ def _rate(rate: float, target: Target) -> float:
     return rate * LOCAL_RATE if target == "hidden" else rate
 
 
-def _allowed(law: Law, layer: int, n_blocks: int) -> bool:
+def _allowed(law: Start, layer: int, n_blocks: int) -> bool:
     """Whether the block has the neighbours that the law copies."""
     below, above = layer > 0, layer < n_blocks - 1
     return {"copy-below": below, "copy-above": above, "copy-mean": below and above}.get(law, True)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from ablate.components import Stack
 from ablate.reset import Part, has_identity, places_of
 from experiments.reset import arms, aside
+from experiments.reset.linear_start import refusal
 from experiments.reset.opened import Opened, held_out
 from experiments.reset.treatments import Treatment
 
@@ -226,11 +227,10 @@ def _site(
             f"--layers {unknown[0]} asked for: {opened.name} has {len(blocks)} blocks"
             f"{f' in its {stack}' if stack else ''}, 0 to {len(blocks) - 1}"
         )
-    has: dict[Part, bool] = {
-        part: any(place.stack == stack for place in places_of(outline, part))
-        for part in study.parts
-    }
-    parts = [part for part, here in has.items() if here]
+    parts: list[Part] = []
+    for part in study.parts:
+        if any(place.stack == stack for place in places_of(outline, part)):
+            parts.append(part)
     laws = list(study.laws)
     if "identity" in laws and not has_identity(outline, arms.Place(0, "block", stack)):
         laws.remove("identity")
@@ -241,6 +241,12 @@ def _site(
             f"--laws rewind asked for {opened.name}: its first weights were not kept; leave the law"
             " out, or give a base that `ablate pretrain` wrote"
         )
+    if "linear" in laws:
+        found = (refusal(outline, arms.Place(n, "block", stack)) for n in study.layers or blocks)
+        if why := next(filter(None, found), ""):
+            laws.remove("linear")
+            if "A10" in study.arms:
+                left_out.append(f"{why} ({opened.name})")
     if "A9" in study.arms:
         missing = [part for part in study.parts if part not in parts]
         left_out += [f"part {part} in {opened.name}: it has none" for part in missing]

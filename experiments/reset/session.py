@@ -25,6 +25,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +43,11 @@ from experiments.reset.climb import Cohort, Pass, depth, learn, needed
 from experiments.reset.cohorts import Training
 from experiments.reset.examiner import Examiner
 from experiments.reset.ledger import Ledger
+from experiments.reset.linear_start import fitting_batches, linear_starts
 from experiments.reset.memory import keep_freed
 from experiments.reset.parallel import ALONE, Share
 from experiments.reset.prefix_cache import PrefixCache
-from experiments.reset.treatments import Treatment
+from experiments.reset.treatments import Treatment, starts
 
 IN_FLIGHT = {"cpu": 2**25}
 """Bytes of activations that one wave of students may keep for its backward pass, by type of device
@@ -124,6 +126,25 @@ class Session:
         if self.parts > 1:
             batch = batch.take(torch.arange(len(batch.targets)).chunk(self.parts)[part])
         return batch.to(self.device)
+
+    @cached_property
+    def fitting(self) -> tuple[Batch, ...]:
+        """What students of the law linear are fitted to: the first batches of the order."""
+        return tuple(fitting_batches(self.model, self.batch, self.steps))
+
+    def fitted_tokens(self, treatment: Treatment) -> int:
+        """Tokens that a student has cost before its first step; it reads them again."""
+        return sum(batch.tokens for batch in self.fitting) if treatment.is_fitted else 0
+
+    def starts(self, treatments: Sequence[Treatment]) -> list[dict[str, Tensor]]:
+        """The weights that students begin with, by name in the model: those that are reset."""
+        fitted = [t for t in treatments if t.is_fitted]
+        found = iter(())
+        if fitted:
+            found = iter(linear_starts(self.model, fitted, self.fitting, self.stack, self.share))
+        return [
+            next(found) if t.is_fitted else starts(self.model, t, self.initial) for t in treatments
+        ]
 
     def passing(self, batch: Batch, cohorts: Sequence[Cohort]) -> Pass:
         """The batch's way through the base, as far as `cohorts` read it: from the cache where it
@@ -214,14 +235,23 @@ def trainings_of(session: Session) -> list[Training]:
     groups: dict[Any, list[Treatment]] = {}
     for treatment in session.treatments:
         groups.setdefault(treatment.together, []).append(treatment)
-    return [_training(session, members) for members in groups.values()]
+    fitted = _fitted(session, session.treatments)
+    return [_training(session, members, fitted) for members in groups.values()]
 
 
-def _training(session: Session, members: Sequence[Treatment]) -> Training:
+def _fitted(session: Session, treatments: Sequence[Treatment]) -> dict[str, dict[str, Tensor]]:
+    """Student -> weights that were fitted to data, all in one pass over it."""
+    some = [treatment for treatment in treatments if treatment.is_fitted]
+    return dict(zip([t.name for t in some], session.starts(some), strict=True))
+
+
+def _training(
+    session: Session, members: Sequence[Treatment], fitted: Mapping[str, dict[str, Tensor]]
+) -> Training:
     return Training.of(
         session.model,
         members,
-        initial=session.initial,
+        weights=[fitted[m.name] if m.is_fitted else session.starts([m])[0] for m in members],
         weight_decay=session.weight_decay,
         clip=session.clip,
     )
@@ -300,7 +330,7 @@ def _examine(session: Session, running: _Running, examiner: Examiner, kind: str)
                 examiner,
                 strange=None if strange is None else strange[k],
                 step=running.step,
-                tokens=running.tokens,
+                tokens=running.tokens + session.fitted_tokens(member),
                 seconds=running.seconds,
                 parameters=sum(stack[0].numel() for stack in training.stacks),
             )
@@ -334,8 +364,10 @@ def _resume(session: Session, running: _Running, path: Path) -> None:
     if any(name not in asked for names in state["members"] for name in names):
         raise ValueError(f"{path} belongs to other students: remove it, or give another --runs")
     running.trainings = []
+    left = [asked[name] for names in state["members"] for name in names]
+    fitted = _fitted(session, left)
     for t, (names, step) in enumerate(zip(state["members"], state["steps"], strict=True)):
-        training = _training(session, [asked[name] for name in names])
+        training = _training(session, [asked[name] for name in names], fitted)
         start = f"{t}/"
         training.load(
             {n.removeprefix(start): v for n, v in tensors.items() if n.startswith(start)}, step

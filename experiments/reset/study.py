@@ -31,6 +31,7 @@ Law = Literal[
     "copy-mean",
     "moments",
     "permuted",
+    "linear",
 ]
 Part = Literal["block", "attention", "ffn", "norms", "qk", "vo", "cross", "mixer"]
 PICK_SHARE = 0.2
@@ -74,7 +75,8 @@ class Resetting(RunOptions):
     parts: tuple[Part, ...] = ("attention", "ffn", "norms", "qk", "vo")
     """Reset and trained alone by A9."""
     laws: tuple[Law, ...] = ("torch", "identity", "copy-below", "copy-mean", "moments", "permuted")
-    """By which A10 resets, beside init; what a base has no way to do is left out and named."""
+    """By which A10 resets, beside init (linear: the block begins as the best linear map of what it
+    did, its fit counted in tokens); what a base has no way to do is left out and named."""
     rates: tuple[float, ...] = (2e-3,)
     """Peak learning rates, twice that for local regression; of several, each arm, target and layer
     takes its best on rows that no result is measured on."""

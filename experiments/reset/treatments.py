@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from ablate.reset import Law, Place, fresh_all
 
+Start = Law | Literal["linear"]
+"""By which law fresh weights are made; `linear` fits what the block did (`linear_start`)."""
 Target = Literal["lm", "hidden", "logits", "mix"]
 Scope = Literal["places", "all", "scratch", "random-context", "bridge", "decoder"]
 
@@ -38,7 +40,7 @@ class Treatment:
     arm: str
     resets: tuple[Place, ...]
     trains: tuple[Place, ...]
-    law: Law = "init"
+    law: Start = "init"
     target: Target = "lm"
     seed: int = 0
     rate: float = 2e-3
@@ -50,6 +52,11 @@ class Treatment:
     def layers(self) -> tuple[int, ...]:
         """Blocks that are not the base's any more, lowest first."""
         return tuple(sorted({place.layer for place in (*self.resets, *self.trains)}))
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether its first weights are made from data."""
+        return self.law == "linear" and bool(self.resets)
 
     @property
     def together(self) -> tuple[Any, ...]:
@@ -88,7 +95,15 @@ class Treatment:
 def starts(
     model: nn.Module, treatment: Treatment, initial: Mapping[str, Tensor] | None = None
 ) -> dict[str, Tensor]:
-    """The weights a student begins with, by name in the model: only those that are reset."""
+    """The weights a student begins with, by name in the model: only those that are reset.
+
+    Raises ValueError as `fresh_all` does, and for the law linear, which a session fits.
+    """
     if not treatment.resets:
         return {}
+    if treatment.law == "linear":
+        raise ValueError(
+            f"the law linear for {treatment.resets[0]} in arm {treatment.arm}: it is fitted to"
+            " batches of a session with one base and its own encoder; use another law"
+        )
     return fresh_all(model, treatment.resets, treatment.law, treatment.seed, initial=initial)

@@ -33,7 +33,7 @@ from experiments.objectives import Batch, losses
 from experiments.reset.climb import Pass, block_error, divergence
 from experiments.reset.cohorts import window
 from experiments.reset.session import Session
-from experiments.reset.treatments import Treatment, starts
+from experiments.reset.treatments import Treatment
 
 
 def retrain_whole(
@@ -79,7 +79,7 @@ def retrain_whole(
                 examiner,
                 strange=strange,
                 step=step,
-                tokens=tokens,
+                tokens=tokens + session.fitted_tokens(treatment),
                 seconds=seconds,
                 parameters=sum(p.numel() for p in trained.values()),
             )
@@ -135,7 +135,7 @@ def prepared(session: Session, treatment: Treatment) -> nn.Module:
         model = copy.deepcopy(session.model)
         with torch.no_grad():
             named = dict(model.named_parameters())
-            for name, tensor in starts(session.model, treatment, session.initial).items():
+            for name, tensor in session.starts([treatment])[0].items():
                 named[name].copy_(tensor)
     model.eval()
     everything = treatment.scope in ("all", "scratch")
