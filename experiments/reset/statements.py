@@ -84,7 +84,7 @@ def _positions(close: pd.DataFrame) -> Iterator[str]:
         low, high = float(row["low"]), float(row["high"])  # pyright: ignore[reportArgumentType]
         yield (
             f"Local regression takes {_times(math.exp(value))} the tokens of the LM loss to come "
-            f"within {THRESHOLD:g} nat, at the same place (95 % interval {_times(math.exp(low))} to "
+            f"within {THRESHOLD:g} nat, place by place (95 % interval {_times(math.exp(low))} to "
             f"{_times(math.exp(high))}; Holm's p {_p(float(holm_p))}; {row['over']})."
         )
 

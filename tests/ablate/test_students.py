@@ -51,7 +51,9 @@ def test_students_are_the_block_with_each_ones_weights(family: str, count: int) 
         alone.square().sum().backward()
         torch.testing.assert_close(together[k * len(resid) :][: len(resid)], alone)
         # The bias of k has no gradient but rounding: the largest gradient sets the scale.
-        size = max(float(leaf.grad.abs().max()) for leaf in leaves.values() if leaf.grad is not None)
+        size = max(
+            float(leaf.grad.abs().max()) for leaf in leaves.values() if leaf.grad is not None
+        )
         for name, leaf in leaves.items():
             grad = students.trained()[name].grad
             assert grad is not None
