@@ -23,6 +23,7 @@ from experiments.reset import linear_start
 from experiments.reset.crossing import KEYS, crossings
 from experiments.reset.linear_start import Sums, linear_starts, refusal
 from experiments.reset.opened import opened
+from experiments.reset.parallel import Share
 from experiments.reset.plan import planned
 from experiments.reset.session import retrain
 from experiments.reset.study import Resetting
@@ -197,6 +198,22 @@ def test_padding_has_no_say() -> None:
     one, other = (linear_starts(model, [treated()], [batch])[0] for batch in (plain, padded))
     for name, tensor in one.items():
         torch.testing.assert_close(tensor, other[name], atol=1e-4, rtol=1e-4)
+
+
+def test_processes_add_up_to_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Tensor] = []
+
+    def total(_: Share, value: Tensor) -> Tensor:
+        seen.append(value)
+        return value
+
+    monkeypatch.setattr(Share, "total", total)
+    model, batches = tiny("opt", ffn_dim=80), [objective("opt", batch=61).at(0)]
+    for share in (Share(), Share(0, 2), Share(1, 2)):
+        linear_starts(model, [treated()], batches, share=share)
+    whole, first, second = seen[:2], seen[2:4], seen[4:]
+    for one, a, b in zip(whole, first, second, strict=True):
+        torch.testing.assert_close(one, a + b, atol=1e-4, rtol=1e-5)
 
 
 def test_a_student_that_was_near_at_once_crossed_at_the_tokens_of_its_fit() -> None:
