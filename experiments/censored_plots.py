@@ -204,13 +204,14 @@ def ranges(
         heights = np.arange(len(frame))
         numbers = frame[value].to_numpy(float)
         known = np.isfinite(numbers)
-        if log:
-            ax.set_xscale("log")
         bounds = frame[bound].to_numpy(float) if bound else np.full(len(frame), np.nan)
         ends = np.where(np.isinf(frame[high]), np.nan, frame[high])
         finite = [numbers[known], bounds[~known], np.asarray(frame[low]), ends]
         seen = np.concatenate([np.asarray(part, float) for part in finite])
         seen = seen[np.isfinite(seen) & ((seen > 0) | (not log))]
+        log = log and bool(seen.size)  # a logarithmic axis needs something to show
+        if log:
+            ax.set_xscale("log")
         furthest = float(seen.max()) if seen.size else 1.0
         lowest, extent = float(seen.min()) if seen.size else 0.1, 0.0
         if seen.size:

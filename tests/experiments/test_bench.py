@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import shlex
 import signal
@@ -181,7 +182,11 @@ def test_a_worker_says_why_it_cannot_load():
 
 def test_memory_is_the_runs_own():
     def run() -> np.ndarray:
-        return np.ones(64 * 2**17).sum(keepdims=True)  # 64 MiB, given back
+        fresh = mmap.mmap(-1, 64 * 2**20)  # pages that no allocator has kept from before
+        for _ in range(64):
+            fresh.write(b"1" * 2**20)
+        fresh.close()
+        return np.ones(1)
 
     found = workers.measured(run, torch.device("cpu"))
     again = workers.measured(lambda: np.ones(1), torch.device("cpu"))
