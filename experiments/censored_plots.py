@@ -234,7 +234,8 @@ def ranges(
             zorder=4,
         )
         if log:
-            ax.set_xlim(lowest / 1.5, furthest * 1.5)
+            # A decade at least: fewer, and the marks between powers of ten write over each other.
+            ax.set_xlim(min(lowest / 1.5, furthest / 10), furthest * 1.5)
         elif bool(np.isinf(frame[high].to_numpy(float)).any()):
             ax.set_xlim(lowest - 0.08 * extent, furthest + 0.08 * extent)
         ax.set_yticks(heights, [str(each) for each in frame[name]])
