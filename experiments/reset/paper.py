@@ -81,7 +81,10 @@ def parts(
         asked(
             reference,
             arms=("A0", "A1", "A2", "A3", "A4", "A5", "A6", "A7", "A8", "A9", "A10", "A11", "A12"),
-            laws=("rewind", "torch", "identity", "copy-below", "copy-mean", "moments", "permuted"),
+            laws=(
+                *("rewind", "torch", "identity", "linear", "copy-below", "copy-mean", "moments"),
+                "permuted",
+            ),
             predictors=True,
         ),
     )
