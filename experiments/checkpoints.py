@@ -22,7 +22,7 @@ def write(
     """Keep tensors, JSON and the random generators of the CPU and of `device`."""
     from safetensors.torch import save_file
 
-    kept = {f"tensor/{name}": t.detach().contiguous() for name, t in tensors.items()}
+    kept = {name: t.detach().contiguous() for name, t in tensors.items()}
     kept["rng/cpu"] = torch.get_rng_state()
     if device.type == "cuda":
         kept["rng/cuda"] = torch.cuda.get_rng_state(device)
@@ -44,5 +44,4 @@ def read(path: Path, device: torch.device) -> tuple[dict[str, Tensor], dict[str,
     torch.set_rng_state(kept["rng/cpu"].cpu())
     if "rng/cuda" in kept:
         torch.cuda.set_rng_state(kept["rng/cuda"].cpu(), device)
-    start = "tensor/"
-    return {n.removeprefix(start): t for n, t in kept.items() if n.startswith(start)}, state
+    return kept, state

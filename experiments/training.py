@@ -16,7 +16,6 @@ import copy
 import inspect
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -26,6 +25,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from experiments import checkpoints
 from experiments.objectives import Batch, loss
 
 DECAY_SHARE = 0.2
@@ -167,14 +167,9 @@ class Trainer:
 
     def save(self) -> None:
         """Write the checkpoint, by rename."""
-        from safetensors.torch import save_file
-
         tensors = {f"model/{n}": t for n, t in _own_tensors(self.model).items()}
         for i, state in self.optimiser.state_dict()["state"].items():
             tensors |= {f"optimiser/{i}/{n}": t for n, t in state.items()}
-        tensors["rng/cpu"] = torch.get_rng_state()
-        if self.device.type == "cuda":
-            tensors["rng/cuda"] = torch.cuda.get_rng_state(self.device)
         state = {
             "identity": self.identity,
             "step": self.step,
@@ -182,28 +177,16 @@ class Trainer:
             "seconds": self.seconds,
             "rows": self.rows,
         }
-        unfinished = self.checkpoint.with_suffix(".unfinished")
-        save_file(
-            {n: t.detach().contiguous() for n, t in tensors.items()},
-            unfinished,
-            metadata={"state": json.dumps(state)},
-        )
-        with unfinished.open("rb+") as file:
-            os.fsync(file.fileno())
-        unfinished.replace(self.checkpoint)
+        checkpoints.write(self.checkpoint, tensors, state, self.device)
 
     def resume(self) -> bool:
         """Take up the checkpoint if there is one; False when there is none.
 
         Raises ValueError when it belongs to another run.
         """
-        from safetensors import safe_open
-
         if not self.checkpoint.exists():
             return False
-        with safe_open(self.checkpoint, framework="pt", device=str(self.device)) as file:
-            state = json.loads(file.metadata()["state"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        tensors, state = checkpoints.read(self.checkpoint, self.device)
         if state["identity"] != json.loads(json.dumps(self.identity)):
             raise ValueError(
                 f"{self.checkpoint} belongs to another run ({state['identity']}): "
@@ -221,9 +204,6 @@ class Trainer:
                 states.setdefault(int(index), {})[key] = tensor
         optimiser["state"] = states
         self.optimiser.load_state_dict(optimiser)
-        torch.set_rng_state(tensors["rng/cpu"].cpu())
-        if self.device.type == "cuda":
-            torch.cuda.set_rng_state(tensors["rng/cuda"].cpu(), self.device)
         self.step, self.tokens = state["step"], state["tokens"]
         self.seconds, self.rows = state["seconds"], state["rows"]
         return True

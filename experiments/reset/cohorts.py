@@ -137,7 +137,7 @@ class Training:
         self.step += 1
         torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
             self.averages, [s.data for s in self.stacks], window(self.step)
-        )  # noqa: SLF001
+        )
         return norm
 
     @contextmanager

@@ -1,9 +1,8 @@
 """What is written down of every student at every evaluation?
 
-One row a student, evaluation and kind of weights. The first three columns of a row say which base
-and which data, the next what was done to the student, the rest what came of it; the README of the
-findings has a line for each. `status` is running, recovered, budget or diverged, and only the last
-row of a student has another than running.
+One row a student, evaluation and kind of weights: first which base and which data, then what was
+done to the student (`treatments`), then what came of it. `status` is running, recovered, budget or
+diverged; only rows of the last evaluations of a student have another than running.
 """
 
 from __future__ import annotations

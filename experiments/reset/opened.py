@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -94,23 +94,25 @@ def opened(study: Resetting) -> tuple[Opened, ...]:
 
     Raises ValueError for a base, a share or a text that is not there.
     """
-    return tuple(
-        open_base(
-            name,
-            share,
-            study.base_tokens,
-            study.corpus,
-            study.context,
-            study.origin,
-            study.step,
-            study.row,
-        )
-        for name in study.models
-        for share in study.shares
+    return tuple(opened_at(study, i) for i in range(len(study.models) * len(study.shares)))
+
+
+def opened_at(study: Resetting, index: int) -> Opened:
+    """One of them: a process that does one job reads the text of no other base."""
+    name, share = divmod(index, len(study.shares))
+    return open_base(
+        study.models[name],
+        study.shares[share],
+        study.base_tokens,
+        study.corpus,
+        study.context,
+        study.origin,
+        study.step,
+        study.row,
     )
 
 
-@lru_cache(maxsize=4)
+@cache  # a study holds all its bases as long as it runs
 def open_base(
     name: str,
     share: float,
@@ -121,7 +123,7 @@ def open_base(
     step: int,
     row: int | None,
 ) -> Opened:
-    """One base; the last few are kept."""
+    """One base with its text."""
     base = base_at(name, share=share, tokens=base_tokens)
     data = _of_one_length(data_of(base, corpus=corpus or None, context=context), row)
     chosen = next(o for o in USUAL if o in data.origins) if origin == "auto" else origin

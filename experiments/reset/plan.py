@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -52,7 +52,7 @@ class Job:
     split: str = "report"
     cost: float = field(default=0.0, compare=False)
 
-    def key(self, bases: tuple[Opened, ...], study: Resetting) -> str:
+    def key(self, bases: Sequence[Opened], study: Resetting) -> str:
         """Name under which its rows are kept."""
         opened = bases[self.base]
         what = {
@@ -80,7 +80,7 @@ class Plan:
     """To choose learning rates by, on rows that no result is measured on."""
     left_out: tuple[str, ...] = ()
 
-    def at_rates(self, rates: Mapping[Pick, float], bases: tuple[Opened, ...] = ()) -> Plan:
+    def at_rates(self, rates: Mapping[Pick, float], bases: Sequence[Opened]) -> Plan:
         """The same with the learning rates that were picked."""
         if not rates:
             return self

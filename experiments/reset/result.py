@@ -85,7 +85,13 @@ class Result:
 
 
 def main(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows of the question: whole blocks, the base's initialiser, fresh data, each target."""
+    """Rows of the question, of the first kind of weights that there is."""
+    return one_weights(asked(rows))
+
+
+def asked(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of the question: whole blocks, the base's initialiser, fresh data of the first origin
+    that there is, each target; every kind of weights."""
     if rows.empty:
         return rows
     keep = (
@@ -94,7 +100,7 @@ def main(rows: pd.DataFrame) -> pd.DataFrame:
         & (rows["law"] == "init")
         & rows["unique"].isna()
     )
-    rows = one_weights(rows.loc[keep])
+    rows = rows.loc[keep]
     present = [origin for origin in ORIGINS if (rows["origin"] == origin).any()]
     return rows.loc[rows["origin"] == present[0]] if present else rows
 

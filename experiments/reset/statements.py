@@ -1,10 +1,10 @@
 """Which sentences do the tests of a study of resets allow?
 
 Fixed before any run: first and last layer against the middle ones and the quadratic in depth, and
-local regression against the LM loss, Holm over all of them; the share of the tokens that the last
-stretch takes (0.01 against 0.1 nat); freezing against training all; the curve's form, judged by
-the last octave that it was not fitted on; gaps against the no-op band. A sentence says what was
-estimated, its interval, and how many students it rests on; what is not estimable says why.
+local regression against the LM loss, Holm over all of them. Beside them, without a test: what the
+last stretch takes (0.01 against 0.1 nat), equivalent progress, gaps against the no-op arm, and the
+curve's form with its error on the last octave, which it was not fitted on. A tested sentence says
+what was estimated, its interval, and how many students it rests on, or why it is not estimable.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import pandas as pd
 from experiments.reset.contrasts import position_contrasts, target_contrast
 from experiments.reset.crossing import KEYS, final_gap, noise_floor, recovered_within
 from experiments.reset.fits import fit_students
-from experiments.reset.result import TARGETS, THRESHOLD, finished, main, near, one_weights
+from experiments.reset.result import TARGETS, THRESHOLD, asked, finished, main, near
 from experiments.statistics import holm
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def _tail(own: pd.DataFrame) -> Iterator[str]:
 
 def _progress(ledger: pd.DataFrame, bases: Sequence[Opened]) -> Iterator[str]:
     """Equivalent progress at the end of the budget: where the base's own curve had that loss."""
-    rows = one_weights(main(ledger))
+    rows = main(ledger)
     if rows.empty:
         return
     last = rows.sort_values("tokens").groupby(list(KEYS), dropna=False).tail(1)
@@ -125,7 +125,7 @@ def _progress(ledger: pd.DataFrame, bases: Sequence[Opened]) -> Iterator[str]:
 
 def _within_noise(ledger: pd.DataFrame) -> Iterator[str]:
     """Annealed ends against the no-op band."""
-    gaps, floor = final_gap(main_any(ledger)), noise_floor(ledger)
+    gaps, floor = final_gap(asked(ledger)), noise_floor(ledger)
     if gaps.empty or floor.empty:
         return
     same = recovered_within(gaps, floor)
@@ -135,15 +135,9 @@ def _within_noise(ledger: pd.DataFrame) -> Iterator[str]:
     )
 
 
-def main_any(ledger: pd.DataFrame) -> pd.DataFrame:
-    """Main rows of every kind of weights."""
-    keep = ledger["arm"].isin(["A0", "A11"]) & (ledger["part"] == "block")
-    return ledger.loc[keep & (ledger["law"] == "init") & ledger["unique"].isna()]
-
-
 def _forms(ledger: pd.DataFrame) -> Iterator[str]:
     """Which law the curves follow, by the last octave held out."""
-    rows = main_any(ledger)
+    rows = asked(ledger)
     if rows.empty:
         return
     best = fit_students(rows).query("best")

@@ -202,7 +202,7 @@ class Resetting(RunOptions):
         plan = planned(self, bases)  # refuses what no base can do, before anything is written
         folder.create()
         rates, tried = picked(self, bases, plan, folder)
-        ledger = ledger_of(self, plan.at_rates(rates, bases), folder)
+        ledger = ledger_of(self, bases, plan.at_rates(rates, bases), folder)
         findings = findings_of(self, bases, plan, ledger, tried, foretold(self, bases, folder))
         if folder.leads:
             findings.write(folder.path)

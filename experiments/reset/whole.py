@@ -16,7 +16,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,7 @@ def retrain_whole(
     saved, done = time.monotonic(), False
     while not done:
         for kind in session.kinds(step):
-            with _averaged(trained, averages) if kind == "averaged" else _as_it_is():
+            with _averaged(trained, averages) if kind == "averaged" else nullcontext():
                 sums = row_sums(session, model, examiner.held_out)
                 swapped = examiner.strangers and examiner.strangers.held_out
                 strange = row_sums(session, model, swapped) if swapped else None
@@ -222,11 +222,6 @@ def _averaged(trained: Mapping[str, nn.Parameter], averages: dict[str, Tensor]) 
         yield
     finally:
         swap()
-
-
-@contextmanager
-def _as_it_is() -> Iterator[None]:
-    yield
 
 
 def _tensors(

@@ -22,7 +22,14 @@ import pandas as pd
 import torch
 
 from experiments.reset.foreign import retrain_foreign
-from experiments.reset.opened import Opened, held_out, initial_weights, loaded, opened, precision_of
+from experiments.reset.opened import (
+    Opened,
+    held_out,
+    initial_weights,
+    loaded,
+    opened_at,
+    precision_of,
+)
 from experiments.reset.parallel import joined
 from experiments.reset.plan import Job, Pick, Plan, pick_of
 from experiments.reset.prefix_cache import PrefixCache
@@ -48,12 +55,17 @@ def picked(
     """
     if not plan.picks:
         return {}, pd.DataFrame()
-    rows = _done(study, plan.picks, folder, "learning rates")
-    by_name = {t.name: (job, t) for job in plan.picks for t in job.treatments}
+    rows = _done(study, plan.picks, bases, folder, "learning rates")
+    tried = {
+        (bases[job.base].name, bases[job.base].base.share, t.name): pick_of(bases[job.base], t)
+        for job in plan.picks
+        for t in job.treatments
+    }
     ended = (rows["weights"] == "averaged") & (rows["status"] != "running")
     last = rows.loc[ended].reset_index(drop=True)
     last["gap"] = np.where(np.isfinite(last["loss"]), last["gap"], np.inf)
-    keys = [pick_of(bases[by_name[name][0].base], by_name[name][1]) for name in last["name"]]
+    students = zip(last["base"], last["base_share"], last["name"], strict=True)
+    keys = [tried[student] for student in students]
     last["pick"] = [" ".join(map(str, key)) for key in keys]
     best = last.loc[last.groupby(["base", "base_share", "pick"])["gap"].idxmin()]
     last["picked"] = last.index.isin(best.index)
@@ -61,9 +73,11 @@ def picked(
     return {key: float(rate) for key, rate, is_best in chosen if is_best}, last
 
 
-def ledger_of(study: Resetting, plan: Plan, folder: RunFolder) -> pd.DataFrame:
+def ledger_of(
+    study: Resetting, bases: Sequence[Opened], plan: Plan, folder: RunFolder
+) -> pd.DataFrame:
     """The rows of all jobs."""
-    return _done(study, plan.jobs, folder, "retrain")
+    return _done(study, plan.jobs, bases, folder, "retrain")
 
 
 def foretold(study: Resetting, bases: Sequence[Opened], folder: RunFolder) -> pd.DataFrame:
@@ -83,10 +97,12 @@ def foretold(study: Resetting, bases: Sequence[Opened], folder: RunFolder) -> pd
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
-def _done(study: Resetting, jobs: Sequence[Job], folder: RunFolder, what: str) -> pd.DataFrame:
+def _done(
+    study: Resetting, jobs: Sequence[Job], bases: Sequence[Opened], folder: RunFolder, what: str
+) -> pd.DataFrame:
     from tqdm import tqdm
 
-    keys = [job.key(opened(study), study) for job in jobs]
+    keys = [job.key(bases, study) for job in jobs]
     found = {key: kept for key in keys if (kept := folder.partial(key)) is not None}
     left = [(job, key) for job, key in zip(jobs, keys, strict=True) if key not in found]
     total = sum(job.cost for job in jobs)
@@ -152,7 +168,7 @@ def do(
     progress: Callable[[int, int], None] = lambda step, steps: None,
 ) -> pd.DataFrame:
     """The rows of one job."""
-    session = session_of(study, opened(study)[job.base], job)
+    session = session_of(study, opened_at(study, job.base), job)
     if job.treatments[0].encoder:
         return retrain_foreign(session, job.treatments[0], checkpoint, progress=progress)
     if job.is_whole:
