@@ -22,7 +22,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -32,19 +32,9 @@ from ablate.anatomy import Anatomy
 from ablate.fused import masks_at
 from ablate.identity import require_identity, without_branches
 from ablate.initialisers import initial_weights, torch_weights
+from ablate.law_names import Law
 from ablate.places import Block, Place, block_at, weights_at
 
-Law = Literal[
-    "init",
-    "rewind",
-    "torch",
-    "identity",
-    "copy-below",
-    "copy-above",
-    "copy-mean",
-    "moments",
-    "permuted",
-]
 LAWS: tuple[Law, ...] = get_args(Law)
 
 Initial = Mapping[str, Tensor] | str | Path

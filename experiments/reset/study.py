@@ -13,25 +13,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from experiments.config import INPUT, NOT_HASHED, RunOptions
+from experiments.reset.names import Start, Target
 
 if TYPE_CHECKING:
     from experiments.run_folder import Outcome, RunFolder
 
 Arm = Literal[
     "A0", "A1", "A2", "A3", "A4", "A5", "A6", "A7", "A8", "A9", "A10", "A11", "A12", "A13"
-]
-Target = Literal["lm", "hidden", "logits", "mix"]
-Law = Literal[
-    "init",
-    "rewind",
-    "torch",
-    "identity",
-    "copy-below",
-    "copy-above",
-    "copy-mean",
-    "moments",
-    "permuted",
-    "linear",
 ]
 Part = Literal["block", "attention", "ffn", "norms", "qk", "vo", "cross", "mixer"]
 PICK_SHARE = 0.2
@@ -74,7 +62,14 @@ class Resetting(RunOptions):
     two together."""
     parts: tuple[Part, ...] = ("attention", "ffn", "norms", "qk", "vo")
     """Reset and trained alone by A9."""
-    laws: tuple[Law, ...] = ("torch", "identity", "copy-below", "copy-mean", "moments", "permuted")
+    laws: tuple[Start, ...] = (
+        "torch",
+        "identity",
+        "copy-below",
+        "copy-mean",
+        "moments",
+        "permuted",
+    )
     """By which A10 resets, beside init (linear: the block begins as the best linear map of what it
     did, its fit counted in tokens); what a base has no way to do is left out and named."""
     rates: tuple[float, ...] = (2e-3,)

@@ -8,11 +8,9 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from ablate.reset import Law, Place, fresh_all
+from ablate.reset import Place, fresh_all
+from experiments.reset.names import Start, Target
 
-Start = Law | Literal["linear"]
-"""By which law fresh weights are made; `linear` fits what the block did (`linear_start`)."""
-Target = Literal["lm", "hidden", "logits", "mix"]
 Scope = Literal["places", "all", "scratch", "random-context", "bridge", "decoder"]
 
 SAID = ("all", "bridge", "decoder")

@@ -131,6 +131,26 @@ def test_learning_rates_are_picked_on_other_rows(base: Path, tmp_path: Path):
     assert set(rows["seed"]) == {0}
 
 
+def test_every_base_picks_rates_of_its_own(base: Path, tmp_path: Path):
+    asked = study(
+        base,
+        tmp_path,
+        arms=("A0",),
+        targets=("lm",),
+        layers=(0,),
+        seeds=1,
+        rates=(1e-5, 1e-2),
+        shares=(0.5, 1.0),
+    )
+    folder, _ = run_study("reset", asked)
+    tried = pd.read_parquet(folder.path / "rates.parquet")
+    assert sorted(tried["base_share"]) == [0.5, 0.5, 1.0, 1.0]
+    best = tried[tried.picked].set_index("base_share")["rate"].to_dict()
+    rows = folder.load().groupby("base_share")["rate"].first().to_dict()
+    assert rows == best
+    assert 1e-2 in best.values()
+
+
 def test_two_processes_give_the_same_rows(base: Path, tmp_path: Path):
     asked = study(base, tmp_path, arms=("A0",), layers=(1,), seeds=2, targets=("lm",))
     one = run_study("reset", asked)[0].load()
