@@ -149,6 +149,11 @@ def title(study: Pretraining) -> str:
     )
 
 
+def flops(study: Pretraining) -> float:
+    """Of training its blocks, about: 6 a weight and token, 12·N·D² weights."""
+    return 6.0 * 12 * study.layers * study.d_model**2 * study.tokens
+
+
 def _shapes(slice: Slice) -> Iterator[dict[str, Any]]:
     for layers in LAYERS:
         for width in WIDTHS:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from experiments.config import INPUT, NOT_HASHED, RunOptions
+from experiments.config import INPUT, LATER, NOT_HASHED, RunOptions
 from experiments.reset.names import Start, Target
 
 if TYPE_CHECKING:
@@ -100,6 +100,8 @@ class Resetting(RunOptions):
     """Measure what may foretell how long a layer takes."""
     bases: int = 3
     """Seeds of each base of the grid, in the presets that train bases."""
+    largest: float = field(default=math.inf, metadata=LATER)
+    """FLOPs of training (72·N·D²·T0) above which --preset paper leaves a base out."""
     row: int | None = None
     """Tokens of a row, in training and in evaluation; the length the base read most."""
     context: int | None = None
