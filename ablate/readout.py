@@ -105,14 +105,7 @@ def read(
     memory: int,
 ) -> tuple[Float[Tensor, "stream entry"], Bool[Tensor, "stream entry"]]:
     """(log p of every target, whether it is the arg-max) for each stream, in fp32 on the CPU."""
-    model: Any = recorded.model
-    head = model.get_output_embeddings()
-    if head is None:
-        raise ValueError(
-            f"predictions of {type(model).__name__} asked for: it has no language-model head"
-        )
-    vocab = head.weight.shape[0]
-    at_once = max(1, min(max(SLOTS, LOGITS // vocab), memory // 16 // vocab))
+    head, at_once = _head_of(recorded, memory)
     # Entries slot by slot, stream by stream: then a piece of the slots is a piece of the entries.
     order = wanted.slot_of.argsort(stable=True)
     count, entries = len(wanted.slots), len(order)
@@ -130,6 +123,32 @@ def read(
     back[order] = torch.arange(entries)
     shape = len(streams), entries
     return log_p.view(shape)[:, back], best.view(shape)[:, back]
+
+
+def logits_of(
+    recorded: Recorded,
+    streams: Sequence[Float[Tensor, "slot d_model"]],
+    wanted: Wanted,
+    memory: int,
+) -> tuple[Float[Tensor, "stream entry output"]]:
+    """The logits themselves at every entry of each stream, in fp32 on the CPU."""
+    head, at_once = _head_of(recorded, memory)
+    resid = torch.cat(list(streams))
+    with resident(nn.ModuleList([*recorded.part.closing, head])):
+        parts = [recorded.head(some[None])[0].float().cpu() for some in resid.split(at_once)]
+    return (torch.cat(parts).unflatten(0, (len(streams), -1))[:, wanted.slot_of],)
+
+
+def _head_of(recorded: Recorded, memory: int) -> tuple[nn.Module, int]:
+    """(the output projection, slots whose logits are formed at a time)."""
+    model: Any = recorded.model
+    head = model.get_output_embeddings()
+    if head is None:
+        raise ValueError(
+            f"predictions of {type(model).__name__} asked for: it has no language-model head"
+        )
+    outputs = head.weight.shape[0]
+    return head, max(1, min(max(SLOTS, LOGITS // outputs), memory // 16 // outputs))
 
 
 def log_p_of(

@@ -19,7 +19,7 @@ in eval mode.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -34,9 +34,9 @@ from ablate.hooks import execution_device, is_hooked, require_eval
 from ablate.masks import Mask
 from ablate.parts import Part, decoder_inputs, stacks_of
 from ablate.placement import is_offloaded
-from ablate.readout import Wanted, read
+from ablate.readout import Wanted, logits_of, read
 from ablate.sites import Site
-from ablate.stack import record
+from ablate.stack import Recorded, record
 from ablate.upward import Climb, Stage
 from ablate.variants import Child, fork
 from ablate.visits import watched
@@ -146,20 +146,31 @@ def sweep(
     Raises ValueError for no masks, no memory, a component the model lacks, a model in training
     mode, a position outside its row, and a model that cannot be run in parts.
     """
-    if not masks:
-        raise ValueError("a sweep over no masks asked for: give at least one, such as Mask()")
-    if memory is not None and memory <= 0:
-        raise ValueError(f"a sweep in {memory} bytes asked for: give 1 or more, or None to measure")
-    require_eval(model.model, "a sweep")
-    if isinstance(fill, str) and fill != "zero":
-        raise ValueError(f"no fill {fill!r}: use 'zero', or collect one with mean_fill")
-    expanded = [model.expand(mask) for mask in masks]
-    device = execution_device(model.model)
+    expanded = _asked(model, masks, fill, memory)
     for reading in readings:
-        room = memory if memory is not None else int(SHARE * free_bytes(device))
         with torch.inference_mode(False), torch.no_grad():
-            swept = _swept(model, expanded, reading, fill, room)
-        yield swept  # out here: whoever asks goes on in their own gradient mode
+            log_p, best = _swept(model, expanded, reading, fill, _room(model, memory), read)
+        yield Swept(log_p, best)  # out here: who asks goes on in their own gradient mode
+
+
+def sweep_logits(
+    model: HookedModel,
+    masks: Sequence[Mask],
+    inputs: Mapping[str, Any],
+    positions: Int[Tensor, "entry 2"],
+    *,
+    fill: Literal["zero"] | Fill = "zero",
+    memory: int | None = None,
+) -> Float[Tensor, "mask entry output"]:
+    """What the head gives at (row, position) under every mask, in fp32 on the CPU.
+
+    For a head of few outputs, such as a regressor's: of a vocabulary, `sweep` keeps what is asked
+    about only. Arguments and errors are those of `sweep`.
+    """
+    expanded = _asked(model, masks, fill, memory)
+    reading = Reading(inputs, positions, torch.zeros(len(positions), dtype=torch.long))
+    with torch.inference_mode(False), torch.no_grad():
+        return _swept(model, expanded, reading, fill, _room(model, memory), logits_of)[0]
 
 
 def next_tokens(inputs: Mapping[str, Any]) -> Reading:
@@ -173,13 +184,37 @@ def next_tokens(inputs: Mapping[str, Any]) -> Reading:
     return Reading(inputs, positions, ids.cpu()[row, position + 1])
 
 
+def _asked(
+    model: HookedModel, masks: Sequence[Mask], fill: Literal["zero"] | Fill, memory: int | None
+) -> list[Mask]:
+    """The masks with all they stand for; ValueError for what `sweep` refuses."""
+    if not masks:
+        raise ValueError("a sweep over no masks asked for: give at least one, such as Mask()")
+    if memory is not None and memory <= 0:
+        raise ValueError(f"a sweep in {memory} bytes asked for: give 1 or more, or None to measure")
+    require_eval(model.model, "a sweep")
+    if isinstance(fill, str) and fill != "zero":
+        raise ValueError(f"no fill {fill!r}: use 'zero', or collect one with mean_fill")
+    return [model.expand(mask) for mask in masks]
+
+
+def _room(model: HookedModel, memory: int | None) -> int:
+    return memory if memory is not None else int(SHARE * free_bytes(execution_device(model.model)))
+
+
+Answer = Callable[[Recorded, Sequence[Tensor], Wanted, int], tuple[Tensor, ...]]
+"""(the last stack, streams at the slots, what is wanted, memory) -> tensors [stream, entry, ...]"""
+
+
 def _swept(
     model: HookedModel,
     masks: Sequence[Mask],
     reading: Reading,
     fill: Literal["zero"] | Fill,
     memory: int,
-) -> Swept:
+    answer: Answer,
+) -> tuple[Tensor, ...]:
+    """What `answer` makes of every mask's stream: tensors [mask, entry, ...]."""
     plain = not is_hooked(model.model)  # another context's edits are made for whole rows
     stacks = _stacks(model)
     sites = [site for stack in stacks for site in stack]
@@ -198,8 +233,7 @@ def _swept(
         torch.device("cpu") if is_offloaded(model.model) else None,
         model.measured,
     )
-    log_p = torch.empty(len(masks), len(reading.targets))
-    best = torch.empty(len(masks), len(reading.targets), dtype=torch.bool)
+    found: list[tuple[Tensor, ...]] = []
     whole = wanted.pick(end.resid(end.n_blocks))
     for group in _groups(len(masks), stages, memory // 2):
         levels, ends = fork([masks[i] for i in group], [_components(block) for block in sites])
@@ -209,10 +243,10 @@ def _swept(
         }
         streams[0] = whole
         nodes = sorted(set(ends))
-        of_nodes = read(end, [streams[node] for node in nodes], wanted, memory // 4)
+        of_nodes = answer(end, [streams[node] for node in nodes], wanted, memory // 4)
         place = torch.tensor([nodes.index(node) for node in ends])
-        log_p[list(group)], best[list(group)] = (values[place] for values in of_nodes)
-    return Swept(log_p, best)
+        found.append(tuple(values[place] for values in of_nodes))
+    return tuple(map(torch.cat, zip(*found, strict=True)))
 
 
 def _groups(masks: int, stages: Sequence[Stage], memory: int) -> list[range]:
