@@ -12,7 +12,7 @@ from typing import Literal
 
 import torch
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -47,3 +47,14 @@ def predictions_at(
 ) -> Float[Tensor, "*batch point y_dim"]:
     """A model's outputs where an x stands: the prediction of every y from the pairs before it."""
     return outputs[..., ::2, :]
+
+
+def counted(prompts: Prompts) -> Bool[Tensor, "batch point"]:
+    """Which predictions enter a loss or a score: of mqar the last alone, and never an outlier's."""
+    batch, points = prompts.xs.shape[:2]
+    inside = torch.ones(batch, points, dtype=torch.bool, device=prompts.xs.device)
+    if prompts.scored == "last":
+        inside[:, :-1] = False
+    if "outlier" in prompts.hidden:
+        inside &= ~prompts.hidden["outlier"]
+    return inside
