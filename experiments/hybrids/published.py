@@ -91,15 +91,10 @@ def beside_published(scores: pd.DataFrame) -> pd.DataFrame:
     known = table[["low", "high", "published"]].notna().all(axis=1)
     inside = (table["low"] <= table["published"]) & (table["published"] <= table["high"])
     within = inside.astype("boolean").where(known, pd.NA)
-    order = {name: place for place, name in enumerate(TABLE_3)}
-    task_order = {name: place for place, name in enumerate(TASKS)}
-    return (
-        table.assign(
-            within=within,
-            _row=table["architecture"].map(order).fillna(len(order)),
-            _column=table["task"].map(task_order).fillna(len(task_order)),
-        )
-        .sort_values(["_row", "architecture", "_column", "task"], kind="stable")
-        .drop(columns=["_row", "_column"])
-        .reset_index(drop=True)
-    )
+    rows, columns = list(TABLE_3), list(TASKS)
+    places = [
+        (rows.index(a) if a in rows else len(rows), a, columns.index(t) if t in columns else 99, t)
+        for a, t in zip(table["architecture"], table["task"], strict=True)
+    ]
+    order = sorted(range(len(table)), key=places.__getitem__)
+    return table.assign(within=within).iloc[order].reset_index(drop=True)

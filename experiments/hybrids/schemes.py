@@ -166,6 +166,7 @@ def switches(labels: pd.DataFrame, by: Sequence[str] = ("seed",), *, hold: int =
     holds has no row: nothing was left for it.
     """
     rows = []
+    key: Any
     for key, part in labels.groupby(list(by), sort=False, dropna=False):
         part = part.sort_values("step")
         steps, names = part["step"].tolist(), part["label"].tolist()
@@ -191,6 +192,7 @@ def adoptions(
     """
     schemes = [name for name in labels["label"].unique() if name != NONE]
     rows = []
+    key: Any
     for key, part in labels.groupby(list(by), sort=False, dropna=False):
         part = part.sort_values("step")
         steps, names = part["step"].tolist(), part["label"].tolist()
