@@ -3,7 +3,8 @@
 For each architecture a and task, against the reference r (GPT-2 unless told) and the task's named
 denominator: the difference of mean scores S_a − S_r over seeds, on the same prompts. Two tests:
 
-    p               Welch's t over seeds; the standard error is of prompts and seeds drawn again
+    p               t of V = V_p + s_a²/K_a + s_r²/K_r, prompts drawn again for both at once
+                    (`probes.regression.score_difference` for the whole table)
     p_permutation   all ways to deal the seeds' scores to the two architectures (exact up to 20 000
                     ways, sampled beyond): assumes no normal law
 
@@ -28,7 +29,8 @@ from jaxtyping import Float
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from experiments.hybrids.scores import ALL, BEATS, KEYS, Drawn
+from experiments.hybrids.scores import Drawn, chance, finite, spread, usable
+from experiments.hybrids.sums import ALL, KEYS
 from experiments.statistics import holm
 
 EXACT = 20_000
@@ -101,50 +103,33 @@ def corrected(p: ArrayLike) -> Float[np.ndarray, "test"]:
 def _differences(
     found: Drawn, baseline: str, reference: str, generator: np.random.Generator, level: float
 ) -> list[dict[str, Any]]:
-    below = found.denominators.get(baseline)
-    if below is None or reference not in found.models:
+    if baseline not in found.denominators or reference not in found.models:
         return []
-    if not below[0] > BEATS * below[1:].std(ddof=1):
+    if not usable(found, baseline):
         return []
     sums = found.sums
     common = {"task": sums.task, "shift": sums.shift, "baseline": baseline, "seed": ALL}
-    theirs = _finite(found.models[reference][0] / below[0])
+    below = found.denominators[baseline].mean(axis=1)
+    theirs = finite(found.models[reference]) / below[:, None]
     rows = []
     for name, gains in found.models.items():
-        if name == reference:
+        own = finite(gains) / below[:, None]
+        if name == reference or not own.shape[1] or not theirs.shape[1]:
             continue
-        own = _finite(gains[0] / below[0])
-        draws = (found.over_seeds[name] - found.over_seeds[reference]) / below
-        value, stderr, df = float(draws[0]), math.nan, math.nan
-        if min(own.size, theirs.size) > 1:
-            stderr, df = float(draws[1:].std(ddof=1)), _welch(own, theirs)
-        half = float(stats.t.ppf(0.5 + level / 2, df)) * stderr
+        draws = own.mean(axis=1) - theirs.mean(axis=1)
+        value, stderr, half, p = float(draws[0]), math.nan, math.nan, math.nan
+        if min(own.shape[1], theirs.shape[1]) > 1:
+            trained = [spread(own[0]), spread(theirs[0])]
+            stderr, half, freedom = chance(draws, len(sums.zero), trained, level)
+            p = float(2 * stats.t.sf(abs(value) / stderr, freedom)) if stderr > 0 else math.nan
         rows.append(
             common
             | {"architecture": name, "reference": reference, "metric": "score_difference"}
             | {"value": value, "stderr": stderr, "low": value - half, "high": value + half}
-            | {"p": _two_sided(value, stderr, df)}
-            | {"p_permutation": _permutation(own, theirs, generator)}
-            | {"seeds": own.size, "reference_seeds": theirs.size}
+            | {"p": p, "p_permutation": _permutation(own[0], theirs[0], generator)}
+            | {"seeds": own.shape[1], "reference_seeds": theirs.shape[1]}
         )
     return rows
-
-
-def _finite(values: Float[np.ndarray, "seed"]) -> Float[np.ndarray, "some"]:
-    return values[np.isfinite(values)]
-
-
-def _welch(a: Float[np.ndarray, "seed"], b: Float[np.ndarray, "other"]) -> float:
-    """Welch and Satterthwaite's degrees of freedom; the pooled ones where nothing varies."""
-    one, other = a.var(ddof=1) / a.size, b.var(ddof=1) / b.size
-    below = one**2 / (a.size - 1) + other**2 / (b.size - 1)
-    return float((one + other) ** 2 / below) if below > 0 else float(a.size + b.size - 2)
-
-
-def _two_sided(value: float, stderr: float, df: float) -> float:
-    if not stderr > 0:
-        return math.nan
-    return float(2 * stats.t.sf(abs(value) / stderr, df))
 
 
 def _permutation(

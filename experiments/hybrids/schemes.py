@@ -1,7 +1,7 @@
 """Whose predictions does a model follow, and when does it change over?
 
 Not how good a model is, but whom it agrees with. With f the model's predictions, g_b those of
-baseline b, and D the squared distance summed over the scored points and averaged over prompts,
+baseline b, and D the squared distance summed over the counted points and averaged over prompts,
 
     r_b = D(f, g_b) / D(f, 0)            0: it says what b says;  1: no nearer to b than to 0
     m_bc = (D(f, g_c) − D(f, g_b)) / D(g_b, g_c)        1 at b, 0 half-way from b to c, −1 at c
@@ -24,11 +24,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
+import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from probes.regression import squared_error_by_examples
@@ -55,7 +56,7 @@ class Distances:
 def distances(
     predictions: Float[Tensor, "seed batch point y_dim"],
     schemes: Mapping[str, Float[Tensor, "batch point y_dim"]],
-    scored: Literal["all", "last"] = "all",
+    counted: Bool[Tensor, "batch point"] | None = None,
 ) -> Distances:
     """Distances of the model of every seed to the schemes, and of the schemes to each other.
 
@@ -65,23 +66,23 @@ def distances(
     if not given:
         raise ValueError("no scheme to follow but zero: give the predictions of a baseline")
     first = next(iter(given.values()))
-    named = merged({ZERO: first.new_zeros(first.shape), **given}, scored)
-    to_model = [_apart(predictions, value, scored) for value in named.values()]
-    between = [[_apart(a, b, scored) for b in named.values()] for a in named.values()]
+    named = merged({ZERO: first.new_zeros(first.shape), **given}, counted)
+    to_model = [_apart(predictions, value, counted) for value in named.values()]
+    between = [[_apart(a, b, counted) for b in named.values()] for a in named.values()]
     return Distances(tuple(named), np.stack(to_model, axis=1), np.array(between))
 
 
 def merged(
     schemes: Mapping[str, Float[Tensor, "batch point y_dim"]],
-    scored: Literal["all", "last"] = "all",
+    counted: Bool[Tensor, "batch point"] | None = None,
 ) -> dict[str, Float[Tensor, "batch point y_dim"]]:
     """Schemes that say the same joined under both names, the first one's predictions kept."""
     groups: list[list[str]] = []
     for name, value in schemes.items():
         for group in groups:
             other = schemes[group[0]]
-            apart = _apart(value, other, scored).sum()
-            sizes = [_apart(x, x.new_zeros(x.shape), scored).sum() for x in (value, other)]
+            apart = _apart(value, other, counted).sum()
+            sizes = [_apart(x, x.new_zeros(x.shape), counted).sum() for x in (value, other)]
             if apart <= SAME * min(sizes):
                 group.append(name)
                 break
@@ -207,11 +208,16 @@ def adoptions(
     return pd.DataFrame(rows, columns=pd.Index([*by, "scheme", "arrived", "step"]))
 
 
-def _apart(a: Tensor, b: Tensor, scored: str) -> Float[np.ndarray, "*seed prompt"]:
-    """Squared distance of two predictions, summed over the scored points of each prompt."""
+def _apart(
+    a: Float[Tensor, "*seed batch point y_dim"],
+    b: Float[Tensor, "batch point y_dim"],
+    counted: Bool[Tensor, "batch point"] | None,
+) -> Float[np.ndarray, "*seed batch"]:
+    """Squared distance of two predictions, summed over the counted points of each prompt."""
     by_point = squared_error_by_examples(a.double(), b.double().expand_as(a))
-    some = by_point[..., -1:] if scored == "last" else by_point
-    return some.sum(-1).cpu().numpy()
+    if counted is not None:
+        by_point = torch.where(counted, by_point, 0.0)
+    return by_point.sum(-1).cpu().numpy()
 
 
 def _positions(

@@ -82,10 +82,11 @@ def test_schemes_that_say_the_same_are_one() -> None:
     assert " = " not in different["nearest"]
 
 
-def test_only_the_last_point_counts_where_only_it_is_scored() -> None:
+def test_only_points_that_count_count() -> None:
     last = drawn(9, 3)
     last[:, -1] = OLS[:, -1]
-    found = distances(last[None], {"lookup": OLS.expand(-1, -1, 3)}, "last")
+    inside = torch.arange(POINTS).eq(POINTS - 1).expand(PROMPTS, -1)
+    found = distances(last[None], {"lookup": OLS.expand(-1, -1, 3)}, inside)
     assert found.to_model.shape == (1, 2, PROMPTS)
     assert labelled(found, [4], np.random.default_rng(0))["label"].tolist() == ["lookup"]
     everywhere = distances(last[None], {"lookup": OLS.expand(-1, -1, 3)})

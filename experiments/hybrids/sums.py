@@ -1,0 +1,123 @@
+"""What was measured: squared errors by number of examples, and a sum for every prompt.
+
+With ξ(n, i) the squared error of prompt n after i examples (mean over the coordinates of y), at
+points that count only (`prompts.counted`):
+
+    error_rows       mean over n of ξ(n, i), for curves
+    prompt_sums      e(n) = Σ_i ξ(n, i): all that a score and its bootstrap need
+
+Sums are kept as tidy rows (`SUMS`), a row a prompt; `gathered` puts those of many cells together
+again, and refuses cells that were measured on different prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from experiments.statistics import mean_and_stderr
+from probes.regression import squared_error_by_examples
+
+ALL = -1
+"""The seed of a row over seeds, and of a baseline's."""
+KEYS = ("architecture", "task", "seed", "shift", "baseline")
+SUMS = (*KEYS, "prompt", "value")
+
+
+@dataclass(frozen=True, eq=False)
+class Sums:
+    """Σ_i ξ(i) of each prompt, of all that was measured on one task under one shift."""
+
+    task: str
+    shift: str
+    zero: Float[np.ndarray, "prompt"]
+    baselines: Mapping[str, Float[np.ndarray, "prompt"]]
+    models: Mapping[str, Float[np.ndarray, "seed prompt"]]
+    seeds: Mapping[str, tuple[int, ...]]
+
+
+def error_rows(
+    predictions: Float[Tensor, "seed batch point y_dim"],
+    ys: Float[Tensor, "batch point y_dim"],
+    seeds: Sequence[int],
+    counted: Bool[Tensor, "batch point"] | None = None,
+) -> pd.DataFrame:
+    """Squared error by number of examples: seed, examples, metric, value, stderr over prompts.
+
+    Points that are `counted` in no prompt (of associative recall, all but the last) have no row.
+    """
+    errors, inside = _errors(predictions, ys, counted)
+    rows = []
+    for seed, own in zip(seeds, errors, strict=True):
+        for point in np.flatnonzero(inside.any(axis=0)):
+            values = own[inside[:, point], point]
+            estimate = mean_and_stderr(values)
+            rows.append((seed, int(point), "squared_error", estimate.mean, estimate.stderr))
+    return pd.DataFrame(rows, columns=pd.Index(["seed", "examples", "metric", "value", "stderr"]))
+
+
+def prompt_sums(
+    predictions: Float[Tensor, "seed batch point y_dim"],
+    ys: Float[Tensor, "batch point y_dim"],
+    counted: Bool[Tensor, "batch point"] | None = None,
+) -> Float[np.ndarray, "seed batch"]:
+    """Σ_i ξ(i) of every prompt, over the points that are counted; all unless given."""
+    errors, inside = _errors(predictions, ys, counted)
+    return np.where(inside, errors, 0.0).sum(axis=2)
+
+
+def gathered(frame: pd.DataFrame) -> list[Sums]:
+    """Rows of `SUMS`, of one or many cells, as one `Sums` for each task and shift.
+
+    A baseline's rows have no architecture and seed `ALL`; "zero" is among them. Rows of one
+    baseline from several cells have to agree: ValueError where they do not, for then the cells
+    were measured on other prompts.
+    """
+    found = []
+    key: Any
+    for key, part in frame.groupby(["task", "shift"], sort=False, observed=True):
+        task, shift = key
+        where = f"task {task}, shift {shift}"
+        given = part.loc[part["architecture"] == ""]
+        span = given.groupby(["baseline", "prompt"], observed=True)["value"].agg(["min", "max"])
+        if not np.allclose(span["min"], span["max"], rtol=1e-6, atol=1e-9, equal_nan=True):
+            raise ValueError(f"{where}: cells were measured on different prompts; draw them alike")
+        yardsticks = {
+            str(name): own.droplevel("baseline").sort_index()["min"]
+            for name, own in span.groupby(level="baseline", observed=True, sort=False)
+        }
+        if "zero" not in yardsticks:
+            raise ValueError(f"{where}: no rows of the baseline zero, which every score needs")
+        prompts = yardsticks["zero"].index
+        models, seeds = {}, {}
+        own = part.loc[part["architecture"] != ""]
+        for name, rows in own.groupby("architecture", sort=False, observed=True):
+            table = rows.pivot(index="seed", columns="prompt", values="value").sort_index()
+            if list(table.columns) != list(prompts):
+                raise ValueError(
+                    f"{where}: {name} has {len(table.columns)} prompts, zero {len(prompts)}"
+                )
+            models[str(name)] = table.to_numpy(float)
+            seeds[str(name)] = tuple(int(seed) for seed in table.index)
+        zero = yardsticks.pop("zero").to_numpy(float)
+        others = {name: values.to_numpy(float) for name, values in yardsticks.items()}
+        found.append(Sums(str(task), str(shift), zero, others, models, seeds))
+    return found
+
+
+def _errors(
+    predictions: Float[Tensor, "seed batch point y_dim"],
+    ys: Float[Tensor, "batch point y_dim"],
+    counted: Bool[Tensor, "batch point"] | None,
+) -> tuple[Float[np.ndarray, "seed batch point"], Bool[np.ndarray, "batch point"]]:
+    errors = squared_error_by_examples(predictions, ys.expand_as(predictions)).double()
+    if counted is None:
+        counted = torch.ones(errors.shape[1:], dtype=torch.bool)
+    return errors.cpu().numpy(), counted.cpu().numpy()
