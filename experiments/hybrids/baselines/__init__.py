@@ -2,10 +2,10 @@
 
     BASELINES["lasso"](prompts)      [batch point y_dim]: point i from the i points before it
 
-Each reads `xs` and `ys` of the prompts and nothing else; those called `bayes` also read what law the
-prompts have (k, the noise), never the functions drawn from it. All predict the prior mean, 0, before
-the first point. `baselines_for` lists the ones that have a meaning for a task, the cheap ones and the
-slow ones; PAPER_BASELINE is the one the paper divides its score by, where it is an algorithm.
+Each reads `xs` and `ys` of the prompts and nothing else; `bayes` and `parity-pooled` also read what
+law the prompts have (k, the noise), never the functions drawn from it. All predict the prior mean,
+0, before the first point. `baselines_for` lists those that have a meaning for a task, slow ones
+too; PAPER_BASELINE is the one the paper divides its score by, where it is an algorithm.
 
     linear       zero, averaging, least squares, ridge        one pass over the points
     lasso        five α                                        active sets, all prefixes at once
@@ -90,7 +90,7 @@ BAYES: Mapping[str, Baseline] = {
 def _best(prompts: Prompts) -> Tensor:
     if prompts.task not in BAYES:
         raise ValueError(
-            f"no Bayes-optimal predictor of task {prompts.task}: there is one for {', '.join(BAYES)}"
+            f"no Bayes-optimal predictor of task {prompts.task}: take one of {', '.join(BAYES)}"
         )
     return BAYES[prompts.task](prompts)
 
@@ -148,7 +148,7 @@ _FOR: Mapping[str, tuple[str, ...]] = {
 
 
 def baselines_for(task: str) -> tuple[str, ...]:
-    """Names of the baselines that have a meaning for a task, `zero` first. ValueError if unknown."""
+    """The baselines that have a meaning for a task, `zero` first. ValueError for an unknown one."""
     if task not in _FOR:
         raise ValueError(f"no baselines for task {task!r}: take one of {', '.join(_FOR)}")
     return _FOR[task]

@@ -3,7 +3,7 @@
 The posterior mean of y under the task's own law, which no predictor beats in mean squared error on
 prompts drawn from it:
 
-    linear      w ~ N(0, I): least squares of the smallest norm; with label noise σ², ridge of λ = σ²
+    linear      w ~ N(0, I): least squares of the smallest norm; with label noise σ², ridge, λ = σ²
     quadratic   the same on x²
     sparse      a mixture over all C(d, k) supports S, each with w_S ~ N(0, I_k):
                 p(S | y) ∝ N(y; 0, X_S X_Sᵀ + σ²I),  E y = Σ_S p(S | y) x_Sᵀ E(w_S | y, S)
@@ -13,8 +13,8 @@ prompts drawn from it:
 
 Every support carries its posterior mean and covariance, k + k² numbers, from point to point: one
 pass over the points, 1140 supports at d = 20, k = 3 at once. Without noise the limit σ → 0 is taken
-at σ = 10⁻⁶ of y's scale, about the rounding of float32: a support that misses a y by a hundredth has
-then a likelihood of e^(−10⁷), one that meets it keeps its own.
+at σ = 10⁻⁶ of y's scale, about the rounding of float32: a support that misses a y by a hundredth
+of that scale has then a likelihood of e^(−5·10⁷), one that meets it keeps its own.
 
 Where it misleads: it knows the law (k, σ, the coordinates in use) and no other. Under a shift it is
 the answer of one who still believes in that law, and may be beaten; noise in x and outliers are in

@@ -1,9 +1,9 @@
 """Which sparse linear fit to the points before this one says what of it?
 
-    ŵ = argmin 1/(2i) Σ_j (y_j − wᵀx_j)² + α ‖w‖₁,   j < i                       (scikit-learn's Lasso)
+    ŵ = argmin 1/(2i) Σ_j (y_j − wᵀx_j)² + α ‖w‖₁,   j < i                 (scikit-learn's Lasso)
 
-without an intercept; outputs of y are fitted apart. Every prefix of every prompt is a problem of its
-own, and all are solved at once from their G = XᵀX/i and c = Xᵀy/i, in float64, by two moves:
+without an intercept; outputs of y are fitted apart. Every prefix of every prompt is a problem of
+its own, and all are solved at once from their G = XᵀX/i and c = Xᵀy/i, in float64, by two moves:
 
     sweep   coordinate descent: w_k ← S(c_k − (Gw)_k + G_kk w_k, α) / G_kk, S the soft threshold
     step    towards the best weights of the present signs, G_AA w_A = c_A − α s_A: as far as the

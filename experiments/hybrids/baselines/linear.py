@@ -5,18 +5,20 @@
     least squares  the ŵ of smallest norm among those of smallest Σ_j (y_j − ŵᵀx_j)²
     ridge          the ŵ of smallest Σ_j (y_j − ŵᵀx_j)² + λ ‖ŵ‖²
 
-No intercept anywhere, and all predict 0 before the first point. Least squares and ridge run over the
-points once and carry ŵ and C with them (recursive least squares; Greville 1960 for the smallest norm):
+No intercept anywhere, and all predict 0 before the first point. Least squares and ridge run over
+the points once and carry ŵ and C with them (recursive least squares; Greville 1960 for the smallest
+norm):
 
     ŵ ← ŵ + g (y − ŵᵀx)        C ← (I − g xᵀ) C (I − x gᵀ) + g gᵀ
     g = r / rᵀr                 where x has a part r outside all x before it (least squares only)
     g = C x / (1 + xᵀ C x)      elsewhere,  C = (XᵀX)⁺  or  (XᵀX + λI)⁻¹
 
-so a prompt costs n·d² instead of n fits. The sum in C never subtracts (Joseph's form), and all is in
-float64: near i = d, where XᵀX is almost singular, float32 would lose every digit.
+so a prompt costs n·d² and not n fits. C is a sum of squares (Joseph's form), and all is in float64:
+near i = d, where XᵀX is almost singular, float32 would lose every digit.
 
-Where it misleads: which r counts as 0 is a matter of precision. Here it is ‖r‖ ≤ ε·max(n, d)·‖x‖ with
-ε that of the prompts' own dtype, as in numpy's lstsq, so that rounded copies of a point count as one.
+Where it misleads: which r counts as 0 is a matter of precision. Here it is ‖r‖ ≤ ε·max(n, d)·‖x‖
+with ε that of the prompts' own dtype, as in numpy's lstsq, so that a rounded copy of a point counts
+as a copy.
 """
 
 from __future__ import annotations
@@ -59,7 +61,7 @@ def ridge(
     ys: Float[Tensor, "batch point y_dim"],
     penalty: float,
 ) -> Float[Tensor, "batch point y_dim"]:
-    """Ridge regression; the posterior mean where w ~ N(0, I) and y has noise of variance `penalty`."""
+    """Ridge regression: the posterior mean of w ~ N(0, I) if y has noise of variance `penalty`."""
     if penalty <= 0:
         raise ValueError(f"ridge of penalty {penalty}: give one > 0, or ask for least squares")
     start = torch.eye(xs.shape[2], dtype=torch.float64, device=xs.device)

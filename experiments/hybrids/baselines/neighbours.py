@@ -31,12 +31,11 @@ def nearest_neighbours(
         far.masked_fill(~_before(points, xs.device), torch.inf).sort(dim=-1, stable=True).indices
     )
     nearest = order[..., :neighbours]
-    counted = torch.arange(points, device=xs.device)[:, None] > torch.arange(
-        nearest.shape[-1], device=xs.device
-    )
+    before = torch.arange(points, device=xs.device)[:, None]
+    counted = (before > torch.arange(nearest.shape[-1], device=xs.device)).to(ys.dtype)
     share = counted / counted.sum(-1, keepdim=True).clamp(min=1)
     found = ys[torch.arange(len(ys), device=ys.device)[:, None, None], nearest]
-    return einsum(share.to(ys.dtype), found, "i near, batch i near y_dim -> batch i y_dim")
+    return einsum(share, found, "i near, batch i near y_dim -> batch i y_dim")
 
 
 def retrieval(
@@ -52,7 +51,7 @@ def exact_retrieval(
     """The value of a key that x copies; 0, its mean, where x copies none.
 
     Bayes-optimal for associative recall with keys and values drawn apart: a key never seen says
-    nothing of its value. A copy is a product within 10⁻⁴ of ‖x‖², far nearer than a chance likeness.
+    nothing of its value. A copy has a product within 10⁻⁴ of ‖x‖²; keys drawn apart do not.
     """
     found, likeness = _most_alike(xs, ys)
     copied = likeness >= (1 - 1e-4) * xs.square().sum(-1)

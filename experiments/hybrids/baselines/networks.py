@@ -1,20 +1,19 @@
 """What does a small network say that was trained on the points before this one?
 
-    f(x) = W_2 ReLU(W_1 x + b_1) + b_2,  100 hidden units, 100 steps of Adam at rate 0.005 on the mean
-    squared error over all points before (Garg et al. 2022), anew for every point of every prompt
+    f(x) = W_2 ReLU(W_1 x + b_1) + b_2,  100 hidden units, 100 steps of Adam at rate 0.005 on the
+    mean squared error over all points before, anew for every point of every prompt (Garg et al.)
 
-All networks of a few prompts are trained at once as one batched product; each has its own loss, and
-Adam is elementwise, so each is what it would be alone. W and b start as torch's Linear does, uniform
-within 1/√(inputs); one start a prompt, the same for all its points, from `seed`. Nothing is predicted
-before the first point.
+All networks of a few prompts are trained at once as one batched product; each has its own loss and
+Adam is elementwise, so each is what it would be alone. W and b start as torch's Linear does,
+uniform within 1/√inputs; one start a prompt, the same for all its points, from `seed`. Before the
+first point the answer is 0.
 
-The reference never trains the first network of a batch, and takes the mean over networks in its loss,
-which divides steps of plain gradient descent by their number; neither is repeated here.
+The reference never trains the first network of a batch, and takes the mean over networks in its
+loss, which divides steps of plain gradient descent by their number; neither is repeated here.
 
-Where it misleads: 100 steps of 0.005 move a weight by at most about 0.5. Outputs of the size the
-paper's two-layer task has (a standard deviation of 32) are out of reach, which is why all its models
-score 1.13 against it. `scaled=True` divides y by its root mean square over the points before, and is
-the fair opponent there.
+Where it misleads: 100 steps of 0.005 move a weight by about 0.5 at most, whatever the size of y;
+the paper's two-layer task has outputs of standard deviation 32. `scaled=True` divides y by its root
+mean square over the points before; what it predicts is then in proportion to y.
 """
 
 from __future__ import annotations
@@ -90,7 +89,7 @@ def _trained(
     steps: int,
     rate: float,
 ) -> Float[Tensor, "batch prefix y_dim"]:
-    """A network for each prompt and prefix length, and what it says of the point after the prefix."""
+    """A network for each prompt and prefix length, and what it says of the point that follows."""
     longest, prefixes = int(lengths[-1]), len(lengths)
     inputs = repeat(xs[:, :longest], "batch point x -> (batch prefix) point x", prefix=prefixes)
     targets = repeat(ys[:, :longest], "batch point y -> (batch prefix) point y", prefix=prefixes)
