@@ -63,6 +63,9 @@ class Blocks:
     """Module whose output is the FFN branch."""
     mixer: str = ""
     """Output projection of the SSM."""
+    mixer_behind: bool = False
+    """In a block that has both, the SSM reads what the attention has added; else both read the
+    stream as it comes in."""
     embeddings: tuple[str, ...] = ()
     """Token embedding first, then position, type and norm modules."""
     project_in: str = ""
@@ -209,6 +212,15 @@ _FUSED = Attention(
     layout="grouped",
     norms=("ln_attn", "input_layernorm"),
 )
+_ABLATE_HYBRID = Blocks(
+    "blocks",
+    _separate("attn", "o_proj", ("norm1",)),
+    ffn="mlp",
+    mixer="mixer.out_proj",
+    mixer_behind=True,
+    embeddings=("embed_tokens", "positions"),
+    final_norm="final_norm",
+)
 _BLOOM = Blocks(
     "h",
     _FUSED,
@@ -226,6 +238,7 @@ FAMILIES: dict[str, Anatomy] = {
         Anatomy("gpt_neox", (_NEOX,)),
         Anatomy("bloom", (_BLOOM,)),
         Anatomy("falcon", (_FALCON,)),
+        Anatomy("ablate_hybrid", (_ABLATE_HYBRID,)),
         *map(
             _llama,
             ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "mixtral"),

@@ -262,9 +262,12 @@ class HookedModel:
         """A TransformerLens bridge over a deep copy of the model, under eager attention.
 
         For interactive work: it holds a second copy of all weights and slows small models down.
-        Raises ValueError for an offloaded model, whose weights cannot be copied, and inside a
-        context, whose hooks would be copied for good.
+        Raises ValueError for an offloaded model, whose weights cannot be copied, inside a
+        context, whose hooks would be copied for good, and for a class TransformerLens has not.
         """
+        from transformer_lens.factories.architecture_adapter_factory import (
+            SUPPORTED_ARCHITECTURES,
+        )
         from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
 
         if any(p.device.type == "meta" for p in self.model.parameters()):
@@ -276,6 +279,11 @@ class HookedModel:
             raise ValueError(
                 f"a bridge asked for while {self.name} is ablated, gated or captured: leave the "
                 "context first, and hook the bridge itself"
+            )
+        if type(self.model).__name__ not in SUPPORTED_ARCHITECTURES:
+            raise ValueError(
+                f"a bridge of {self.name} asked for: TransformerLens has none for"
+                f" {type(self.model).__name__}; use capture() and ablated(), which need none"
             )
         twin: Any = copy.deepcopy(self.model)
         twin.set_attn_implementation("eager")

@@ -34,6 +34,7 @@ _AUTO = {
     "LMHeadModel": "AutoModelForCausalLM",
     "ForConditionalGeneration": "AutoModelForSeq2SeqLM",
     "ForMaskedLM": "AutoModelForMaskedLM",
+    "Hybrid": "AutoModelForCausalLM",
 }
 """End of an architecture's name -> transformers' class for it; any other loads without a head."""
 

@@ -229,6 +229,8 @@ def pruned_class_of(config: Any) -> Any:
         return None
     architecture = (config.architectures or [""])[0].removeprefix("Pruned")
     base = getattr(transformers, architecture, None)
+    if base is None:  # a class of ours, if it is registered
+        base = transformers.MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     if not isinstance(base, type) or not issubclass(base, transformers.PreTrainedModel):
         raise ValueError(f"a pruned {architecture!r}: transformers has no such architecture")
     return pruned_class(base)

@@ -51,6 +51,8 @@ class Site:
     """Dotted path of the attention module, for heads."""
     row: Attention | None = None
     """How that attention is laid out (q, k, v, their order), for heads."""
+    behind: bool = False
+    """For a mixer: it reads what the attention of its block has added, not what came in."""
 
     @property
     def components(self) -> tuple[Component, ...]:
@@ -145,6 +147,7 @@ def _block_sites(row: Blocks, layer: int, path: str, block: nn.Module) -> list[S
                 width=1,
                 d_head=_width(out, "in"),
                 block=path,
+                behind=row.mixer_behind and bool(found),
             )
         )
     ffn = find(block, row.ffn)

@@ -168,9 +168,10 @@ class Visit:
 
     @property
     def _first(self) -> list[Site]:
-        """The sites whose owners read the residual stream as it comes in. A cross-attention reads
-        what the self-attention of its block has added, so it is always computed."""
-        return [site for site in self.sites if site.where == "input" and site.stack != "cross"]
+        """The sites whose owners read the residual stream as it comes in. A cross-attention, and a
+        mixer behind an attention, read what that has added, so they are always computed."""
+        inputs = (site for site in self.sites if site.where == "input")
+        return [site for site in inputs if site.stack != "cross" and not site.behind]
 
     def run(self, rows: Rows, states: Tensor | None = None) -> Float[Tensor, "row pos d_model"]:
         """The rows behind the block, at all positions or at the chosen ones.

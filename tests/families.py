@@ -81,6 +81,15 @@ _JAMBA = {
     "mamba_d_state": 8,
     "mamba_dt_rank": 4,
 }
+_HYBRID = {
+    "vocab_size": VOCAB,
+    "blocks": "mamba-rms,learned-attention-mamba_ffn-rms,rope-attention-swiglu-rms",
+    "d_model": 32,
+    "heads": HEADS,
+    "d_state": 8,
+    "expand": 2,
+    "n_positions": 64,
+} | _IDS
 _T5 = {
     "vocab_size": VOCAB,
     "d_model": 32,
@@ -157,6 +166,7 @@ CONFIGS: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
     "jamba": ("JambaForCausalLM", "JambaConfig", _LLAMA | _JAMBA),
     "bamba": ("BambaForCausalLM", "BambaConfig", _LLAMA | _SSM_HEADS | {"attn_layer_indices": [1]}),
+    "ablate_hybrid": ("Hybrid", "HybridConfig", _HYBRID),
 }
 """name -> (model class, config class, arguments of the config)"""
 
@@ -180,13 +190,13 @@ def tiny(
     at zero, so that every branch visibly matters to the logits.
     """
     name, config_name, arguments = CONFIGS[family]
-    config = getattr(hf, config_name)(**(arguments | changes))
+    config = class_of(config_name)(**(arguments | changes))
     # Families without an sdpa path (Mamba, Bloom) have eager only; Falcon cannot switch later.
-    sdpa = getattr(hf, name)._supports_sdpa
+    sdpa = class_of(name)._supports_sdpa
     config._attn_implementation = attention if sdpa else "eager"
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = getattr(hf, name)(config)
+        model = class_of(name)(config)
         with torch.no_grad():
             for path, parameter in model.named_parameters():
                 if path.endswith("bias") or "norm" in path.lower() or "ln_" in path:
@@ -195,6 +205,15 @@ def tiny(
                     parameter.normal_(std=0.3)
     model.config.architectures = [name]
     return model.to(dtype).eval()
+
+
+def class_of(name: str) -> Any:
+    """A model or config class: transformers', or this project's own."""
+    if name in ("Hybrid", "HybridConfig"):
+        from experiments.hybrids import model
+
+        return getattr(model, name)
+    return getattr(hf, name)
 
 
 def tokens(batch: int = 2, pos: int = 9, seed: int = 0) -> Tensor:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from experiments.hybrids.attention import Attention, Table
 from experiments.hybrids.grammar import Block, NormKind
@@ -67,19 +68,19 @@ class Positions(nn.Module):
         return x + nn.functional.embedding(position_ids, self.weight)
 
 
-class HybridBlock(nn.Module):
+class HybridBlock(GradientCheckpointingLayer):
     """The branches of one `Block`, each behind its norm, each added to the stream."""
 
     def __init__(self, config: HybridConfig, block: Block) -> None:
         super().__init__()
         d = config.d_model
         self.block = block
-        self.double = bool(config.double_residual)
+        self.doubled = bool(config.double_residual)
         self.dropout = nn.Dropout(config.dropout)
         if block.mixer != "none":
             self.norm1 = norm(block.norm, d)
         if block.mixer == "attention":
-            self.attn = Attention(config, block.attention_bias)
+            self.attn = Attention(config, block.bias)
         if block.has_mamba:
             self.mixer = MambaMixer(
                 d, d_state=config.d_state, d_conv=config.d_conv, expand=config.expand
@@ -94,17 +95,18 @@ class HybridBlock(nn.Module):
         hidden_states: Float[Tensor, "batch pos d_model"],
         position_embeddings: Table | None = None,
         attention_mask: Tensor | None = None,
+        mamba_attention_mask: Int[Tensor, "batch pos"] | None = None,
     ) -> Float[Tensor, "batch pos d_model"]:
         x = hidden_states
         if self.block.mixer == "attention":
             turn = position_embeddings if self.block.position == "rope" else None
             x = x + self.dropout(self.attn(self.norm1(x), turn, attention_mask)[0])
         elif self.block.mixer == "mamba":
-            x = self._mamba(x, self.norm1)
+            x = self._mamba(x, self.norm1, mamba_attention_mask)
         if self.block.ffn == "mamba":
-            return self._mamba(x, self.norm2)
+            return self._mamba(x, self.norm2, mamba_attention_mask)
         return x if self.block.ffn == "none" else x + self.dropout(self.mlp(self.norm2(x)))
 
-    def _mamba(self, x: Tensor, before: nn.Module) -> Tensor:
-        made = self.dropout(self.mixer(before(x)))
-        return (2 * x if self.double else x) + made
+    def _mamba(self, x: Tensor, before: nn.Module, kept: Tensor | None) -> Tensor:
+        made = self.dropout(self.mixer(before(x), attention_mask=kept))
+        return (2 * x if self.doubled else x) + made

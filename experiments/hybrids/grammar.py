@@ -7,6 +7,7 @@ left out has no norm and no residual either. Its words, joined by "-" in any ord
     mixer       attention, mamba          (nothing: none)
     FFN         gelu, swiglu, mamba_ffn   (nothing: none)
     norm        layer, rms                (nothing: layer)
+    biases      bias                      (in the attention's projections; learned brings them)
 
 Blocks are joined by ",", a block or a group in brackets is repeated by "*n":
 
@@ -20,8 +21,9 @@ two is a pair of their blocks, attention and then Mamba, so that a layer has two
 preset but `mamba`: their 24 layers are 12 here.
 
 Where it misleads. "learned" is the word for GPT-2's attention: it gives the model its one table of
-positions and this block's attention its biases; all other attention has none. GPT-2 and Llama so
-differ in positions, biases, norm and FFN, and SwiGLU has a third more weights than the GELU MLP.
+positions and this block's attention its biases. So the paper's step from learned positions to RoPE
+takes the biases away too (`rope-attention-gelu-layer-bias` would not), and its step from the GELU
+MLP to SwiGLU adds half as many weights again.
 """
 
 from __future__ import annotations
@@ -47,6 +49,7 @@ _WORDS: Mapping[str, tuple[str, str]] = {
     "mamba_ffn": ("ffn", "mamba"),
     "layer": ("norm", "layer"),
     "rms": ("norm", "rms"),
+    "bias": ("bias", "bias"),
 }
 """word -> the slot of a block that it fills, and with what"""
 
@@ -59,8 +62,14 @@ class Block:
     ffn: FFNKind = "none"
     norm: NormKind = "layer"
     position: PositionKind = "none"
+    bias: bool = False
+    """In the projections of its attention; with learned positions always."""
 
     def __post_init__(self) -> None:
+        attends = self.mixer == "attention"
+        if self.bias and not attends:
+            raise ValueError(f"bias in the block {self}: it is for projections of attention")
+        object.__setattr__(self, "bias", self.bias or (attends and self.position == "learned"))
         if self.mixer == self.ffn == "none":
             raise ValueError(
                 "a block without a branch: give it attention or mamba, gelu, swiglu or mamba_ffn"
@@ -75,18 +84,14 @@ class Block:
 
     def __str__(self) -> str:
         ffn = "mamba_ffn" if self.ffn == "mamba" else self.ffn
-        words = (self.position, self.mixer, ffn, self.norm)
+        bias = "bias" if self.bias and self.position != "learned" else "none"
+        words = (self.position, self.mixer, ffn, self.norm, bias)
         return "-".join(word for word in words if word != "none")
 
     @property
     def has_mamba(self) -> bool:
         """Whether a Mamba stands in either slot."""
         return "mamba" in (self.mixer, self.ffn)
-
-    @property
-    def attention_bias(self) -> bool:
-        """Whether the four projections of its attention have biases, as GPT-2's have."""
-        return self.position == "learned"
 
 
 @dataclass(frozen=True)
@@ -118,7 +123,8 @@ def _block(text: str) -> Block:
                 raise ValueError(f"two Mambas in the block {text!r}: a block has one at most")
             raise ValueError(f"two words for the {slot} in the block {text!r}: give one")
         filled[slot] = value
-    return Block(**filled)  # pyright: ignore[reportArgumentType]
+    bias = filled.pop("bias", "") == "bias"
+    return Block(**filled, bias=bias)  # pyright: ignore[reportArgumentType]
 
 
 def parse(text: str) -> tuple[Block, ...]:
@@ -191,7 +197,9 @@ PRESETS: Mapping[str, Preset] = {
         "Standard hybrid", Block("attention", "mamba", "layer", position="learned")
     ),
     "mambaformer": Preset(
-        "MambaFormer", Block("attention", "mamba", "layer"), (Block("mamba", norm="layer"),)
+        "MambaFormer",
+        Block("attention", "mamba", "layer", bias=True),
+        (Block("mamba", norm="layer"),),
     ),
 }
 """name -> blocks: the paper's twelve in its order, then Park et al.'s two."""
@@ -267,7 +275,7 @@ def parameters(
     branch = {"none": 0, "mamba": mamba, "swiglu": 3 * d * ff, "gelu": 2 * d * ff + ff + d}
     total = norms[blocks[-1].norm]
     for block in blocks:
-        attention = 4 * d * (d + block.attention_bias)
+        attention = 4 * d * (d + block.bias)
         mixer = attention if block.mixer == "attention" else branch[block.mixer]
         total += mixer + branch[block.ffn]
         total += norms[block.norm] * ((block.mixer != "none") + (block.ffn != "none"))

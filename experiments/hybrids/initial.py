@@ -8,15 +8,16 @@ before parents:
                 a Mamba's Δ, A and D by its own law
     reference   what the code of arXiv 2411.03945 leaves in each architecture, see below
 
-A Mamba's own law: A = -(1..N), D = 1, W_Δ uniform within 1/√rank, its bias so that softplus of it
-is log-uniform in [0.001, 0.1].
+A Mamba's own law (`experiments.hybrids.mamba`): A = −(1 … N), D = 1, W_Δ uniform within 1/√rank,
+its bias so that softplus of it is log-uniform in [0.001, 0.1]; its convolution as torch's.
 
 The reference trains Hugging Face's GPT-2, Llama and Mamba as they are: N(0, 0.02), for GPT-2 with
 scaled writes, for Mamba torch's own start with the Mamba's law. Everything else it composes of bare
 modules, which nobody initialises again: GPT-2's attention and MLP keep N(0, 0.02) without scaling,
 attention without biases, SwiGLU and Mamba keep torch's uniform start, Δ's bias included, so that Δ
-begins near 0.7, and **learned positions are N(0, 1)**. Park et al.'s hybrids start as Mamba does,
-biases 0, the Mamba's writes divided by √(blocks), positions N(0, 1) too.
+begins near 0.7, and **learned positions are N(0, 1)**. Park et al.'s hybrids start as torch does
+with biases 0 and the Mamba's law, the Mamba's writes divided by √(their layers, two of which are
+one here); their positions are N(0, 1) too.
 
 In both laws the maps into and out of the stream of a regressor start as torch's do, as in every
 model of the reference; embeddings and head of a vocabulary are N(0, 0.02).
@@ -31,20 +32,18 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-import torch
 from torch import nn
 from transformers import initialization as init
 
 from experiments.hybrids.attention import Attention
 from experiments.hybrids.blocks import GeluMLP, Positions, SwiGLU
 from experiments.hybrids.grammar import lineage
-from experiments.hybrids.mamba import MambaMixer
+from experiments.hybrids.mamba import MambaMixer, reset_decay_, reset_step_
 
 if TYPE_CHECKING:
     from experiments.hybrids.config import HybridConfig
 
 STD = 0.02
-DT_RANGE = (0.001, 0.1)
 
 
 def initialise_(module: nn.Module, config: HybridConfig) -> None:
@@ -92,7 +91,10 @@ def _normal_(linear: nn.Linear, std: float) -> None:
 
 def _branch_(module: Attention | GeluMLP | SwiGLU, config: HybridConfig) -> None:
     """Attention and dense FFNs: the last map is the one that writes to the stream."""
-    *inner, write = (part for part in module.children() if isinstance(part, nn.Linear))
+    linears = [part for part in module.children() if isinstance(part, nn.Linear)]
+    if not linears:  # all heads removed for good
+        return
+    *inner, write = linears
     origin = "unified" if config.init == "unified" else lineage(config.parsed)
     if origin == "park":
         for linear in (*inner, write):
@@ -109,38 +111,26 @@ def _branch_(module: Attention | GeluMLP | SwiGLU, config: HybridConfig) -> None
 
 
 def _mamba_(mixer: MambaMixer, config: HybridConfig) -> None:
-    n = mixer.A_log.shape[1]
-    init.copy_(
-        mixer.A_log, torch.arange(1, n + 1, device=mixer.A_log.device).log().expand_as(mixer.A_log)
-    )
-    init.ones_(mixer.D)
+    """The mixer's own law for A and D always, for Δ where the code keeps it."""
+    origin = "unified" if config.init == "unified" else lineage(config.parsed)
+    writes = math.sqrt(2 * len(config.blocks))
+    reset_decay_(mixer)
     _convolution_(mixer)
-    origin = lineage(config.parsed)
-    if config.init == "unified":
-        for linear in (mixer.in_proj, mixer.x_proj):
-            _normal_(linear, STD)
-        _normal_(mixer.out_proj, STD / math.sqrt(2 * len(config.blocks)))
+    if origin == "unified":
+        _normal_(mixer.in_proj, STD)
+        _normal_(mixer.x_proj, STD)
+        _normal_(mixer.out_proj, STD / writes)
     elif origin == "park":
-        with torch.no_grad():
-            init.copy_(
-                mixer.out_proj.weight, mixer.out_proj.weight / math.sqrt(2 * len(config.blocks))
-            )
-    if config.init == "unified" or origin in ("mamba", "park"):
-        _dt_law_(mixer.dt_proj)
+        # Their layers are ours by halves, but for the first block, of which n_layer knows nothing.
+        layers = 2 * sum(block.mixer == "attention" for block in config.parsed)
+        bound = 1 / math.sqrt(mixer.out_proj.in_features * layers)
+        init.uniform_(mixer.out_proj.weight, -bound, bound)
+    if origin != "composed":
+        reset_step_(mixer)
 
 
 def _convolution_(mixer: MambaMixer) -> None:
     """As torch starts a convolution: uniform within 1/√kernel."""
-    weight, bias = mixer.conv1d.weight, mixer.conv1d.bias
-    bound = 1 / math.sqrt(weight.shape[-1])
-    init.uniform_(weight, -bound, bound)
-    init.uniform_(bias, -bound, bound)
-
-
-def _dt_law_(dt_proj: nn.Linear) -> None:
-    """W_Δ uniform within 1/√rank; softplus(bias) log-uniform in DT_RANGE."""
-    bound = dt_proj.in_features**-0.5
-    init.uniform_(dt_proj.weight, -bound, bound)
-    low, high = map(math.log, DT_RANGE)
-    dt = torch.empty_like(dt_proj.bias).uniform_(low, high).exp()
-    init.copy_(dt_proj.bias, dt + torch.log(-torch.expm1(-dt)))
+    bound = 1 / math.sqrt(mixer.conv1d.weight.shape[-1])
+    for parameter in mixer.conv1d.parameters():
+        init.uniform_(parameter, -bound, bound)

@@ -6,7 +6,7 @@
 Without a vocabulary it is the in-context regressor of Garg et al.: prompts [batch, pos, x_dim] in,
 `.logits` [batch, pos, y_dim] out. With one it is a causal language model with tied embeddings. The
 prediction at a position depends on it and the positions before it alone, so padding behind a row
-needs no care; padding before a row is masked from attention, and refused where there is a Mamba.
+needs no care; padding before a row is masked from attention and kept out of the Mambas' states.
 
 Importing this module registers the model with AutoConfig, AutoModel and AutoModelForCausalLM.
 There is no cache: generation runs the whole row for every token.
@@ -21,6 +21,7 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
+    GenerationMixin,
     PreTrainedModel,
 )
 from transformers.masking_utils import create_causal_mask
@@ -35,11 +36,13 @@ from experiments.hybrids.initial import initialise_
 class HybridPreTrained(PreTrainedModel):
     """What both models share: config, initial law, what they can do."""
 
+    config: HybridConfig
     config_class = HybridConfig
     base_model_prefix = "model"
     main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
     _supports_sdpa = True
-    _no_split_modules = ("HybridBlock",)
+    _no_split_modules: set[str] | list[str] | None = ["HybridBlock"]  # noqa: RUF012
 
     @classmethod
     def is_custom_code(cls) -> bool:
@@ -88,7 +91,7 @@ class HybridModel(HybridPreTrained):
         return_dict: bool | None = None,
     ) -> BaseModelOutput:
         x = self._embedded(input_ids, inputs_embeds, prompts)
-        mask = self._mask(x, attention_mask)
+        mask, kept = self._masks(x, attention_mask)
         if hasattr(self, "positions"):
             self._check_length(x.shape[1], position_ids)
             x = self.positions(x, position_ids)
@@ -99,7 +102,7 @@ class HybridModel(HybridPreTrained):
                 position_ids = torch.arange(x.shape[1], device=x.device)[None]
             table = rope_table(position_ids, self.config.d_model // self.config.heads, x.dtype)
         for block in self.blocks:
-            x = block(x, position_embeddings=table, attention_mask=mask)
+            x = block(x, position_embeddings=table, attention_mask=mask, mamba_attention_mask=kept)
         return BaseModelOutput(last_hidden_state=self.final_norm(x))
 
     def _embedded(
@@ -125,20 +128,22 @@ class HybridModel(HybridPreTrained):
             )
         return self.read_in(prompts)
 
-    def _mask(self, x: Tensor, attention_mask: Tensor | None) -> Tensor | None:
+    def _masks(
+        self, x: Tensor, attention_mask: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """(what attention may see, which tokens a Mamba takes in); None stands for all before."""
+        kept = None
         if self.scans and attention_mask is not None:
             if attention_mask.ndim != 2:
                 raise ValueError(
-                    f"an attention mask of shape {list(attention_mask.shape)}: a Mamba reads all"
-                    " that stands before; give [batch, pos] with padding behind the tokens"
+                    f"an attention mask of shape {list(attention_mask.shape)}: a Mamba takes in all"
+                    " that stands before, give [batch, pos] with 0 at padding"
                 )
-            if not bool(attention_mask[:, 0].all()):
-                raise ValueError(
-                    "padding before the tokens: a Mamba would read it; pad on the right"
-                )
+            # Behind the tokens padding is harmless, and left in for the fast way.
+            kept = None if bool(attention_mask[:, 0].all()) else attention_mask
         if not self.attends:
-            return None
-        return create_causal_mask(self.config, x, attention_mask, None)
+            return None, kept
+        return create_causal_mask(self.config, x, attention_mask, None), kept
 
     def _check_length(self, length: int, position_ids: Tensor | None) -> None:
         if position_ids is None and length > self.config.n_positions:
@@ -148,7 +153,7 @@ class HybridModel(HybridPreTrained):
             )
 
 
-class Hybrid(HybridPreTrained):
+class Hybrid(HybridPreTrained, GenerationMixin):
     """A regressor (`prompts=`) or a language model (`input_ids=`), by its config's vocabulary."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}

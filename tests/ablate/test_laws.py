@@ -19,7 +19,7 @@ from ablate.identity import has_identity
 from ablate.laws import LAWS, Law, fresh
 from ablate.places import Place, places_of, weights_at
 from ablate.stack import record
-from tests.families import CONFIGS, FAMILIES, inputs_for, tiny
+from tests.families import CONFIGS, FAMILIES, class_of, inputs_for, tiny
 
 POST_NORM = ("opt-350m", "bert", "bert-bare", "roberta", "bart")
 FUSED = ("gpt2", "gpt_neox", "bloom", "falcon", "falcon-rw", "falcon-7b")
@@ -30,7 +30,7 @@ def _new(family: str, seed: int) -> nn.Module:
     name, config, arguments = CONFIGS[family]
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return getattr(hf, name)(getattr(hf, config)(**arguments))
+        return class_of(name)(class_of(config)(**arguments))
 
 
 def _pool(draws: list[dict[str, Tensor]], name: str) -> Tensor:
