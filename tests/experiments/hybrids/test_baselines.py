@@ -12,6 +12,9 @@ from experiments.hybrids.baselines import (
     BAYES,
     PAPER_BASELINE,
     baselines_for,
+    bayes,
+    lasso,
+    networks,
     predictions,
 )
 from experiments.hybrids.tasks import TASKS, Prompts, sample, small
@@ -55,6 +58,21 @@ def test_a_prompt_is_answered_alone_as_in_a_batch(task, name):
     alone = replace(prompts, xs=prompts.xs[1:2], ys=prompts.ys[1:2], hidden=hidden)
     together = BASELINES[name](prompts)[1:2]
     torch.testing.assert_close(BASELINES[name](alone), together, rtol=1e-4, atol=1e-4)
+
+
+def test_prompts_that_do_not_fit_together_are_taken_in_parts(monkeypatch):
+    prompts = {task: drawn(task, 7) for task in ("sparse", "mlp")}
+    whole = {
+        "lasso": BASELINES["lasso"](prompts["sparse"]),
+        "bayes": BASELINES["bayes"](prompts["sparse"]),
+        "network": BASELINES["network"](prompts["mlp"]),
+    }
+    monkeypatch.setattr(lasso, "_PROBLEMS", 20)  # of 8 a prompt
+    monkeypatch.setattr(bayes, "_BYTES", {True: 3000, False: 3000})  # of 896 a prompt
+    monkeypatch.setattr(networks, "_NETWORKS", {"cpu": 33})  # of up to 16 a prompt
+    for name, together in whole.items():
+        parts = BASELINES[name](prompts["mlp" if name == "network" else "sparse"])
+        torch.testing.assert_close(parts, together, rtol=1e-4, atol=1e-4)
 
 
 def test_every_name_leads_somewhere():
