@@ -74,7 +74,7 @@ class CausalConv1d(nn.Conv1d):
 
 
 class _Taps(torch.autograd.Function):
-    """y_t = bias + Σ_k taps_k x_{t−K+1+k}: a pass a tap, where torch's own takes 4 times as long."""
+    """y_t = bias + Σ_k taps_k x_{t−K+1+k}: a pass a tap (torch's own: 4 times as long)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, taps: Tensor, bias: Tensor | None) -> Tensor:
@@ -87,7 +87,7 @@ class _Taps(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Any) -> Any:
+    def backward(ctx: Any, *grads: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         x, taps = ctx.saved_tensors
         dy = grads[0].contiguous()
         dx, d_taps = dy * taps[-1], torch.zeros_like(taps)

@@ -122,7 +122,7 @@ class _Scan(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Any) -> Any:
+    def backward(ctx: Any, *grads: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         u, delta, A, B, C, D = ctx.saved_tensors
         dy = grads[0].contiguous()
         with torch.autocast(u.device.type, enabled=False):
@@ -145,7 +145,7 @@ class _Scan(torch.autograd.Function):
                 dA += _summed(g)
                 torch.sum(a.mul_(by_state), 2, out=d_delta[rows])
             d_delta.addcmul_(dx, u)
-            dD = einsum(dy, u, "batch pos channel, batch pos channel -> channel")
+            dD = (dy * u).flatten(0, 1).sum(0)
             du = dx.mul_(delta).addcmul_(dy, D)
         return du, d_delta, rearrange(dA, "state channel -> channel state"), dB, dC, dD, None
 
