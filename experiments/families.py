@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
-Family = Literal["opt", "gpt2", "llama", "bert", "t5", "bart"]
+Family = Literal["opt", "gpt2", "llama", "hybrid", "bert", "t5", "bart"]
 Kind = Literal["decoder", "encoder", "encoder-decoder"]
 TaskName = Literal["lm", "mlm", "denoising", "translation"]
 
@@ -16,6 +16,7 @@ KINDS: Mapping[Family, Kind] = {
     "opt": "decoder",
     "gpt2": "decoder",
     "llama": "decoder",
+    "hybrid": "decoder",
     "bert": "encoder",
     "t5": "encoder-decoder",
     "bart": "encoder-decoder",

@@ -36,7 +36,11 @@ class Pretraining(RunOptions):
     """Train the bases of the reset study, all on as many tokens or on as many a parameter; they
     bring their own shapes."""
     family: Family = field(default="opt", metadata=LATER)
-    """Architecture: opt, gpt2 and llama decode, bert encodes, t5 and bart do both."""
+    """Architecture: opt, gpt2, llama and hybrid decode, bert encodes, t5 and bart do both."""
+    blocks: str = field(default="", metadata=LATER)
+    """Blocks of a hybrid: a preset (gpt2, llama, mamba, mambaformer, ...) of --layers layers, or
+    the blocks one by one, as 'mamba-rms, attention-mamba_ffn-rms*3'; --family hybrid alone is
+    mambaformer."""
     objective: Literal["auto", "lm", "mlm", "denoising", "translation"] = field(
         default="auto", metadata=LATER
     )
@@ -110,7 +114,29 @@ class Pretraining(RunOptions):
                 f"--short-rows {self.short_rows}: give a length from 32 to --context {self.context}"
             )
 
+        self._check_blocks()
         self._check_objective()
+
+    def _check_blocks(self) -> None:
+        from experiments.hybrids.grammar import blocks_of
+
+        if not self.blocks:
+            return
+        if self.family not in ("opt", "hybrid"):
+            raise ValueError(
+                f"--blocks {self.blocks} of --family {self.family}: only a hybrid is written in"
+                " blocks; leave one of the two out"
+            )
+        object.__setattr__(self, "family", "hybrid")
+        try:
+            blocks = blocks_of(self.blocks, self.layers)
+        except ValueError as error:
+            raise ValueError(f"--blocks {self.blocks}: {error}") from None
+        if any(b.position == "rope" for b in blocks) and self.d_model // self.heads % 2:
+            raise ValueError(
+                f"--blocks {self.blocks}: rope turns pairs of dimensions, but a head has"
+                f" {self.d_model // self.heads} of them; give another --heads"
+            )
 
     def _check_objective(self) -> None:
         known = TASKS[KINDS[self.family]]

@@ -83,7 +83,12 @@ def prepare(study: Pretraining, path: Path) -> Setup:
     objective = objective_of(study, text)
     torch.manual_seed(study.seed)
     shape = shapes.Shape(
-        study.layers, study.d_model, study.heads, study.context, len(text.tokenizer)
+        study.layers,
+        study.d_model,
+        study.heads,
+        study.context,
+        len(text.tokenizer),
+        study.blocks or "mambaformer",
     )
     model = shapes.build(study.family, shape)
     if study.start_from:

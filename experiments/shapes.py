@@ -3,10 +3,12 @@
 One row a family: opt, gpt2 and llama decode, bert encodes, t5 and bart do both (N blocks in each
 stack). All are Hugging Face's own classes with their own initialisers, without dropout, the FFN
 four times as wide as the stream (llama's gated one 8/3 times, which is as many weights), the
-output tied to the embedding.
+output tied to the embedding. A hybrid's blocks are written (`experiments.hybrids.grammar`); it
+begins by its unified law, and its Mambas are twice as wide as the stream, as Mamba's own.
 
 Where it misleads: families differ in more than their kind. opt, gpt2, llama and t5 normalise before
-each branch, bert and bart after it; t5 has relative positions, llama rotary ones.
+each branch, bert and bart after it; t5 has relative positions, llama rotary ones. N is a hybrid's
+number of layers only where its blocks are a preset; its gated and plain FFNs are equally wide.
 """
 
 from __future__ import annotations
@@ -27,13 +29,14 @@ _BOS, _PAD = SPECIAL.index(BOS), SPECIAL.index(PAD)
 
 @dataclass(frozen=True)
 class Shape:
-    """N, D, heads, the longest row, and the number of ids."""
+    """N, D, heads, the longest row, and the number of ids; `blocks` is for a hybrid."""
 
     layers: int
     d_model: int
     heads: int
     context: int
     vocab: int
+    blocks: str = ""
 
 
 def extra_tokens(family: Family, task: TaskName, context: int) -> tuple[str, ...]:
@@ -122,6 +125,27 @@ def _llama(shape: Shape) -> Any:
     return LlamaForCausalLM(config)
 
 
+def _hybrid(shape: Shape) -> Any:
+    from experiments.hybrids.grammar import blocks_of, written
+    from experiments.hybrids.model import Hybrid, HybridConfig
+
+    blocks = blocks_of(shape.blocks, shape.layers)
+    gated = all(block.ffn != "gelu" for block in blocks)
+    config = HybridConfig(
+        blocks=written(blocks),
+        vocab_size=shape.vocab,
+        d_model=shape.d_model,
+        d_ff=round(8 * shape.d_model / 3 / 8) * 8 if gated else 4 * shape.d_model,
+        heads=shape.heads,
+        expand=2,
+        n_positions=shape.context,
+        bos_token_id=_BOS,
+        eos_token_id=_BOS,
+        pad_token_id=_PAD,
+    )
+    return Hybrid(config)
+
+
 def _bert(shape: Shape) -> Any:
     from transformers import BertConfig, BertForMaskedLM
 
@@ -189,6 +213,7 @@ _BUILDERS: Mapping[Family, Callable[[Shape], Any]] = {
     "opt": _opt,
     "gpt2": _gpt2,
     "llama": _llama,
+    "hybrid": _hybrid,
     "bert": _bert,
     "t5": _t5,
     "bart": _bart,
