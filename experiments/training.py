@@ -38,14 +38,16 @@ class Schedule:
 
     Attributes:
         kind: cosine decays from the warm-up on; wsd (warm-up, stable, decay) linearly over the last
-            DECAY_SHARE of the steps; constant never.
+            DECAY_SHARE of the steps; constant never; cyclical along `cycles` cosines, each from
+            the peak on (Loshchilov & Hutter 2017, "SGDR").
     """
 
     peak: float
     steps: int
     warmup: int
     final_share: float = 0.05
-    kind: Literal["cosine", "wsd", "constant"] = "cosine"
+    kind: Literal["cosine", "wsd", "constant", "cyclical"] = "cosine"
+    cycles: int = 1
 
     @property
     def stable(self) -> int:
@@ -62,6 +64,8 @@ class Schedule:
             decayed = max(0, step - self.stable) / max(1, self.steps - self.stable)
             return self.peak * (1 - (1 - self.final_share) * min(1.0, decayed))
         progress = (step - self.warmup) / max(1, self.steps - self.warmup)
+        if self.kind == "cyclical":
+            progress = self.cycles * progress % 1.0
         floor = self.peak * self.final_share
         return floor + (self.peak - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
