@@ -149,7 +149,21 @@ def named(name: str) -> Task:
 
 
 def small(name: str) -> Task:
-    """The task at a size for two cores. ValueError for an unknown name."""
+    """The task at a size for two cores. ValueError for an unknown name.
+
+    Each can be solved in its context. Error of the best predictor after i examples, and the share
+    of the zero error that it gains over the whole prompt (simulated, 1500 to 20 000 prompts):
+
+        linear          5 − i, 0 from 5 of 11 on                                          75 %
+        sparse          2, 1.57, 1.28, then 0 (28 supports; least squares 0 from 8 on)    86 %
+        tree            0.80 after 1, 0.39 after 5, 0.10 after 10, 0.03 after 15, 0.002 after 24
+                        (125 trees, those no example contradicts)                         79 %
+        mlp             of 50: 41 after 1, 22 after 5, 11 after 10, 2.3 after 25 (Gaussian process
+                        with the kernel of infinite width, not quite the best)            73 %
+        parity          0.54 after 3, 0.10 after 6, 0.01 after 9 (15 supports)            90 %
+        mqar            0: the nearest other key has a cosine of 0.59 on average, 0.89 in 1 of 100;
+                        attention with weights ∝ exp(4 · k·q/√8) errs by 0.006 of 1
+    """
     return _of(_SMALL, name)
 
 

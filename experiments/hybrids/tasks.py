@@ -8,6 +8,9 @@ same prompts. With a curriculum, `dims` keeps the first coordinates of x and zer
 every `hidden` has `clean` [batch point y_dim], y without noise and outliers, `noise` [], the
 standard deviation of what was added to y, and `dims` []; where a shift makes them, `clean_xs` and
 `outlier` [batch point]. That is all that a Bayes-optimal predictor has to know.
+
+Measured on one core of a shared machine, 64 prompts of the paper's sizes: linear 0.2 ms, sparse
+0.24, mlp 1.5, tree 0.56, parity 0.35, mqar 0.6 (process time, best of five runs of 20).
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from itertools import combinations
 import pytest
 import torch
 from torch import Generator, Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from experiments.hybrids.tasks import (
     SHIFTS,
@@ -99,6 +100,32 @@ def test_only_the_generator_decides(name: str) -> None:
     assert not torch.equal(first.ys, other.ys)
 
 
+class Operations(TorchDispatchMode):
+    """Counts what torch is asked to do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_nothing_loops_over_the_batch_and_all_is_on_the_generators_device(name: str) -> None:
+    for shift in shifts_for(name):
+        counts = []
+        for batch in (2, 40):
+            # A tensor made without naming its device would be on "meta", and meet those on the CPU.
+            with torch.device("meta"), Operations() as asked:
+                prompts = sample(TASKS[name], batch, seeded(), shift=shift)
+            counts.append(asked.count)
+            made = [prompts.xs, prompts.ys, *prompts.hidden.values(), counted(prompts)]
+            assert all(value.device.type == "cpu" for value in made)
+        assert counts[0] == counts[1]
+
+
 # Function by function, against plain Python -------------------------------------------------------
 def test_linear_prompts_are_w_times_x() -> None:
     task = Task("linear", d=6, points=5, y_dim=3)  # three outputs, none a sum of the others
@@ -134,9 +161,12 @@ def test_network_against_a_loop_over_units() -> None:
     torch.testing.assert_close(normalised.ys, raw.ys * math.sqrt(2 / 20))
 
 
-@pytest.mark.parametrize("task", [TASKS["tree"], Task("tree", d=3, points=9, depth=1, y_dim=2)])
-def test_trees_against_a_plain_walk(task: Task) -> None:
-    prompts = sample(task, 16, seeded())
+@pytest.mark.parametrize(
+    ("task", "dims"),
+    [(TASKS["tree"], 20), (TASKS["tree"], 15), (Task("tree", d=3, points=9, depth=1, y_dim=2), 3)],
+)
+def test_trees_against_a_plain_walk(task: Task, dims: int) -> None:
+    prompts = sample(task, 16, seeded(), dims=dims)  # what is switched off is 0, and so not > 0
     coordinate, leaf = prompts.hidden["coordinate"].tolist(), prompts.hidden["leaf"].tolist()
     inner = 2**task.depth - 1
     leaves_met = set()
@@ -216,7 +246,7 @@ def test_chebyshev_roots_are_near_and_the_largest_value_is_one() -> None:
     task = TASKS["chebyshev-roots"]
     prompts = sample(task, 200, seeded())
     ideal = torch.cos(math.pi * (torch.arange(5) + 0.5) / 5)
-    assert float((prompts.hidden["roots"] - ideal).abs().max()) <= 0.2 + 1e-6
+    assert 0.19 < float((prompts.hidden["roots"] - ideal).abs().max()) <= 0.2 + 1e-6
     at_roots = evaluate(task, prompts.hidden, prompts.hidden["roots"][..., None])
     assert float(at_roots.abs().max()) < 1e-5
     grid = torch.linspace(-1, 1, 2001)[None, :, None].expand(200, -1, 1)
@@ -235,6 +265,8 @@ def test_curriculum_keeps_the_first_coordinates(name: str) -> None:
     if name != "mqar":  # there the length is fixed
         assert torch.equal(cut.xs[..., :4], whole.xs[..., :4])
     assert int(cut.hidden["dims"]) == 4
+    for weights in (cut.hidden[w] for w in ("w", "W_1") if w in cut.hidden):
+        assert (weights[:, 4:] == 0).all()  # what no prompt could tell
     assert torch.equal(evaluate(task, cut.hidden, cut.xs), cut.ys)
     assert sample(task, 5, seeded(), points=3).ys.shape[1] == 3
 
