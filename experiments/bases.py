@@ -2,8 +2,9 @@
 
 A base is a trained model as a study of its training sees it: its objective, the tokens T0 it was
 trained on, the unique ones U0 among them, its curve of held-out loss, and the weights it began
-from. Models that `ablate pretrain` wrote know all this (training.json), the bundled model too. Any
-other Hugging Face model is a base of unknown T0, unless one is given.
+from. Models that `ablate pretrain` wrote know all this (training.json), the bundled model too, and
+regressors of `ablate hybrid` (prompted_data.py). Any other Hugging Face model is a base of unknown
+T0, unless one is given.
 
 Where it misleads: a curve is the run's own. Where the rate decays, a loss on the way is that of a
 model that was not done, and a shorter run of its own would have been better at the same token:
@@ -20,7 +21,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -46,7 +47,8 @@ class Base:
         share: of its training; below 1 it is a checkpoint.
         tokens: T0 up to here, epochs counted; None if unknown.
         unique_tokens: U0, no more than its corpus holds; None if unknown.
-        curve: (tokens, held-out loss in nats) along the way; empty if unknown.
+        curve: (tokens, held-out loss in nats, or as a share of predicting 0 in a regressor) along
+            the way; empty if unknown.
         annealed: the same of runs that ended there, as far as there are checkpoints of such.
         initial: the weights before the first step, if they were kept.
         seed: of weights and data order.
@@ -58,7 +60,7 @@ class Base:
     weights: str
     kind: Kind
     family: str
-    objective: TaskName
+    objective: TaskName | Literal["regression"]
     n_layers: int
     d_model: int
     share: float
@@ -112,10 +114,15 @@ def base_at(
     """
     from transformers import AutoConfig
 
+    import experiments.hybrids.model  # noqa: F401  transformers knows hybrids from then on
     from ablate.placement import resolve
 
     weights, local = resolve(name)
     config = AutoConfig.from_pretrained(weights)
+    if getattr(config, "is_regression", False):
+        from experiments.prompted_data import prompted_base
+
+        return prompted_base(str(name), weights, config, share=share, tokens=tokens)
     kind = _kind(config)
     folder = Path(weights) if local else None
     record = _record(folder)

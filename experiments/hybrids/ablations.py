@@ -97,7 +97,7 @@ class Ablations:
             for examples, at, count in zip(self.examples, mine.T, counts.T, strict=True):
                 rows.append((*where, examples, "error_increase", *ratio(at, count)))
         columns = ["component", "kind", "layer", "baseline", "examples", "metric"]
-        frame = pd.DataFrame(rows, columns=[*columns, "value", "stderr"])
+        frame = pd.DataFrame(rows, columns=pd.Index([*columns, "value", "stderr"]))
         frame.insert(0, "seed", seed)
         frame.insert(1, "fill", self.fill)
         return frame

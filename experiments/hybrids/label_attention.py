@@ -107,7 +107,9 @@ def prompt_attention(
             if there.any():
                 mean = mass[there][:, queries].sum(1) / count[there]
                 rows.append((*part, examples, score, *ratio(mean, torch.ones_like(mean))))
-    frame = pd.DataFrame(rows, columns=[*Part._fields, "examples", "metric", "value", "stderr"])
+    frame = pd.DataFrame(
+        rows, columns=pd.Index([*Part._fields, "examples", "metric", "value", "stderr"])
+    )
     frame.insert(0, "seed", seed)
     return frame
 

@@ -82,7 +82,7 @@ def weight_probes(
             found = least_squares_weights(held_out, count)
             r2 = r_squared(found, there, here.mean(0))
             rows.append((ALL, count, "r2_least_squares", *r2))
-    frame = pd.DataFrame(rows, columns=["layer", "examples", "metric", "value", "stderr"])
+    frame = pd.DataFrame(rows, columns=pd.Index(["layer", "examples", "metric", "value", "stderr"]))
     frame.insert(0, "seed", seed)
     return frame
 

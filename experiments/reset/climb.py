@@ -12,7 +12,7 @@ blocks, all single-layer cohorts of K students cost per batch
 where one layer at a time costs K Σ_L (2N − L + 1 + 2h). Losses of different students share no
 weight, so the gradient of their sum is the gradient of each.
 
-    lm       mean cross-entropy over the batch's targets, nats
+    lm       mean loss over the batch's targets: cross-entropy in nats, of vectors squared errors
     hidden   E|out − y|² / E|y − x|² against the old block's output y for its input x: 1 for a block
              that does nothing, 0 for the old one
     logits   KL(old ‖ new) over the vocabulary, mean over the batch's targets, nats
@@ -37,7 +37,7 @@ from ablate.parts import Part, decoder_inputs
 from ablate.placement import is_offloaded
 from ablate.stack import Recorded, record
 from ablate.students import Students
-from experiments.objectives import IGNORED, Batch
+from experiments.objectives import Batch, is_predicted, target_losses
 from experiments.reset.parallel import ALONE, Share
 from experiments.reset.treatments import Target
 
@@ -120,13 +120,13 @@ class Pass:
     @cached_property
     def where(self) -> Int[Tensor, "n 2"] | None:
         """(row, position) of the predicted targets, where most positions predict nothing."""
-        chosen = self.batch.targets != IGNORED
+        chosen = self.batch.predicted
         return chosen.nonzero() if float(chosen.float().mean()) < 0.6 else None
 
     @cached_property
     def predicted(self) -> int:
         """Targets predicted, in the shares of all processes."""
-        return int(self.share.total((self.batch.targets != IGNORED).sum()))
+        return int(self.share.total(self.batch.predicted.sum()))
 
     @cached_property
     def offloaded(self) -> frozenset[int]:
@@ -159,7 +159,7 @@ class Pass:
 
     def read(
         self, resid: Float[Tensor, "student row pos d_model"], rows: slice
-    ) -> tuple[Float[Tensor, "student n vocab"], Int[Tensor, "n"]]:
+    ) -> tuple[Float[Tensor, "student n output"], Int[Tensor, "n"] | Float[Tensor, "n output"]]:
         """resid_N of some rows of the batch, for every student, -> logits where something is
         predicted, and the targets there."""
         targets = self.batch.targets[rows]
@@ -171,15 +171,16 @@ class Pass:
             hf_model: Any = self.model
             logits = hf_model(**given, use_cache=False).logits
         elif self.where is not None:
-            at = (targets != IGNORED).nonzero()
+            chosen = is_predicted(targets)
+            at = chosen.nonzero()
             some = torch.cat([at + at.new_tensor([k * len(targets), 0]) for k in range(len(resid))])
             logits = self.recorded.head(flat, some.to(flat.device))
             logits = logits.unflatten(0, (len(resid), -1))
-            return logits, targets[targets != IGNORED].to(logits.device)
+            return logits, targets[chosen].to(logits.device)
         else:
             logits = self.recorded.head(flat)
         logits = logits.unflatten(0, (len(resid), -1)).flatten(1, 2)
-        return logits, targets.flatten().to(logits.device)
+        return logits, targets.flatten(0, 1).to(logits.device)
 
     def chunks(self, students: int) -> list[slice]:
         """Rows of the batch whose logits, for that many students, fit in CHUNK."""
@@ -187,7 +188,7 @@ class Pass:
         vocab = config.get_text_config().vocab_size
         per_row = self.batch.targets.shape[1] * vocab * students
         if self.where is not None:
-            per_row = per_row * len(self.where) // self.batch.targets.numel()
+            per_row = per_row * len(self.where) // self.batch.predicted.numel()
         size = max(1, CHUNK // max(1, per_row))
         return [slice(i, min(i + size, self.rows)) for i in range(0, self.rows, size)]
 
@@ -236,7 +237,7 @@ def learn(passing: Pass, cohorts: Sequence[Cohort]) -> list[Float[Tensor, "stude
 
 @torch.no_grad()
 def evaluate(passing: Pass, cohorts: Sequence[Cohort]) -> list[Float[Tensor, "student row"]]:
-    """Summed cross-entropy of each row's targets (nats), for every student of every cohort."""
+    """Summed loss of each row's targets, for every student of every cohort."""
     streams: dict[int, Tensor] = {}
     for i in range(min((c.first for c in cohorts), default=0), passing.recorded.n_blocks):
         _climb(passing, cohorts, streams, i)
@@ -319,25 +320,21 @@ def _above(
         with torch.enable_grad():
             logits, targets = passing.read(piece, rows)
             if cohort.target == "logits":
-                counted = targets != IGNORED
+                counted = is_predicted(targets)
                 old = _old(passing, rows)[counted]
                 found = divergence(logits[:, counted], old).sum(1) / passing.predicted
             else:
-                found = _cross_entropies(logits, targets).sum(1) / passing.predicted
+                found = _losses(logits, targets).sum(1) / passing.batch.unit / passing.predicted
             (gradient[:, rows],) = torch.autograd.grad(found.sum(), piece)
         losses += found.detach().to(losses.device)
     return losses, gradient.flatten(0, 1)
 
 
-def _cross_entropies(
-    logits: Float[Tensor, "student n vocab"], targets: Int[Tensor, "n"]
+def _losses(
+    logits: Float[Tensor, "student n output"],
+    targets: Int[Tensor, "n"] | Float[Tensor, "n output"],
 ) -> Float[Tensor, "student n"]:
-    flat = nn.functional.cross_entropy(
-        logits.flatten(0, 1).float(),
-        targets.repeat(len(logits)),
-        ignore_index=IGNORED,
-        reduction="none",
-    )
+    flat = target_losses(logits.flatten(0, 1), torch.cat([targets] * len(logits)))
     return flat.unflatten(0, (len(logits), -1))
 
 
@@ -353,10 +350,10 @@ def _row_sums(
     found = []
     for rows in passing.chunks(count):
         logits, targets = passing.read(split[:, rows], rows)
-        losses = _cross_entropies(logits, targets)
+        losses = _losses(logits, targets) / passing.batch.unit
         mine = passing.batch.targets[rows]
-        if losses.shape[1] != mine.numel():  # one entry a predicted position
-            row = (mine != IGNORED).nonzero()[:, 0].to(losses.device)
+        if losses.shape[1] != mine.shape[0] * mine.shape[1]:  # one entry a predicted position
+            row = is_predicted(mine).nonzero()[:, 0].to(losses.device)
         else:
             row = torch.arange(len(mine), device=losses.device).repeat_interleave(mine.shape[1])
         sums = losses.new_zeros(count, len(mine)).index_add_(1, row, losses)

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from ablate.components import Stack
 from ablate.hooks import execution_device
-from experiments.objectives import IGNORED, Batch
+from experiments.objectives import Batch
 from experiments.reset.climb import Cohort, Pass, depth, evaluate, evaluate_base
 from experiments.reset.parallel import ALONE, Share
 from experiments.translation import no_sources, source_use
@@ -52,7 +52,7 @@ class Examiner:
         self.stack: Stack | None = stack
         self.needed = frozenset(first)
         self.device = execution_device(model)
-        self.counts = torch.cat([(b.targets != IGNORED).sum(1) for b in held_out]).double()
+        self.counts = torch.cat([b.predicted.sum(1) for b in held_out]).double()
         self.kept: dict[int, Pass] = {}
         self.room = KEPT
         self.base = self._all(None)[0][0]

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from experiments.base_data import BaseData, Origin, data_of
 from experiments.bases import Base, base_at
-from experiments.objectives import IGNORED, Batch
+from experiments.objectives import Batch
+from experiments.prompted_data import PromptData, prompted_data
 
 if TYPE_CHECKING:
     from ablate.components import Stack
@@ -39,7 +40,7 @@ class Opened:
 
     name: str
     base: Base
-    data: BaseData
+    data: BaseData | PromptData
     origin: Origin
     steps_in: int
 
@@ -125,7 +126,7 @@ def open_base(
 ) -> Opened:
     """One base with its text."""
     base = base_at(name, share=share, tokens=base_tokens)
-    data = _of_one_length(data_of(base, corpus=corpus or None, context=context), row)
+    data = _data_of(base, corpus, context, row)
     chosen = next(o for o in USUAL if o in data.origins) if origin == "auto" else origin
     if chosen not in (*data.origins, "other"):
         data.reading(chosen, seed=0)  # its refusal says why  # pyright: ignore[reportArgumentType]
@@ -136,6 +137,19 @@ def open_base(
     while rows % steps_in:
         steps_in -= 1
     return Opened(name, base, data, chosen, steps_in)  # pyright: ignore[reportArgumentType]
+
+
+def _data_of(
+    base: Base, corpus: str, context: int | None, row: int | None
+) -> BaseData | PromptData:
+    if base.objective != "regression":
+        return _of_one_length(data_of(base, corpus=corpus or None, context=context), row)
+    if corpus or context or row:
+        raise ValueError(
+            f"--corpus, --context or --row given for {base.name}, which reads prompts of its task "
+            "and no text: leave them out"
+        )
+    return prompted_data(base)
 
 
 def _of_one_length(data: BaseData, row: int | None) -> BaseData:
@@ -191,7 +205,7 @@ def held_out(base: Opened, tokens: int, split: str) -> list[Batch]:
             f"{rows} held-out row of {base.name} to {split}: give more text, or more tokens with"
             " --evaluate"
         )
-    assert all((b.targets != IGNORED).any() for b in found)
+    assert all(b.predicted.any() for b in found)
     return found
 
 

@@ -45,7 +45,7 @@ from torch import Tensor, nn
 from ablate.calls import Output
 from ablate.reset import fingerprints
 from ablate.stack import Recorded, embed
-from experiments.objectives import IGNORED, Batch
+from experiments.objectives import Batch
 from experiments.reset.climb import Pass, evaluate_base
 from experiments.reset.parallel import ALONE, Share
 
@@ -264,7 +264,7 @@ def _loss(passing: Pass, i: int) -> float:
         last = recorded.run_blocks(i, recorded.n_blocks, recorded.resid(i))
         ended = replace(recorded, kept={recorded.n_blocks: last})
         sums = evaluate_base(Pass(passing.model, passing.batch, ended))
-    return float(sums.sum() / (passing.batch.targets != IGNORED).sum())
+    return float(sums.sum() / passing.batch.predicted.sum())
 
 
 def _same(one: Any, other: Any) -> bool:

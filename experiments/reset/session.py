@@ -39,6 +39,7 @@ from ablate.components import Stack
 from ablate.hooks import execution_device
 from experiments import checkpoints
 from experiments.objectives import Batch, Objective
+from experiments.prompted_data import PromptObjective
 from experiments.reset.climb import Cohort, Pass, depth, learn, needed
 from experiments.reset.cohorts import Training
 from experiments.reset.examiner import Examiner
@@ -73,7 +74,7 @@ class Session:
     """
 
     model: nn.Module
-    objective: Objective
+    objective: Objective | PromptObjective
     held_out: Sequence[Batch]
     treatments: Sequence[Treatment]
     keys: Mapping[str, Any]

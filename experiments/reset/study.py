@@ -184,6 +184,7 @@ class Resetting(RunOptions):
             from experiments.reset.paper import paper
 
             return paper(self, folder)
+        from experiments.reset import on_prompts
         from experiments.reset.figures import figures
         from experiments.reset.findings import findings_of
         from experiments.reset.opened import opened
@@ -196,6 +197,7 @@ class Resetting(RunOptions):
 
             self = with_bases(self)
         bases = opened(self)
+        prompted = on_prompts.reads_prompts(self, bases)
         plan = planned(self, bases)  # refuses what no base can do, before anything is written
         folder.create()
         rates, tried = picked(self, bases, plan, folder)
@@ -203,6 +205,8 @@ class Resetting(RunOptions):
         findings = findings_of(self, bases, plan, ledger, tried, foretold(self, bases, folder))
         if folder.leads:
             findings.write(folder.path)
+        if prompted:
+            return on_prompts.finish(findings, folder)
         return folder.finish(
             findings.outcome,
             findings.metrics,
