@@ -1,0 +1,88 @@
+"""Of which models does a study of hybrids consist?
+
+A cell is one architecture learning one function class, all its seeds together. Where initial
+positions of several standard deviations are asked for, each is an architecture of its own ("gpt2
+positions 1"); an architecture without learned positions is there once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+from experiments.hybrids.grammar import parameters, written
+from experiments.hybrids.matching import matched
+from experiments.hybrids.model import HybridConfig
+from experiments.hybrids.task_table import Task
+
+if TYPE_CHECKING:
+    from experiments.hybrids.study import Hybrids
+
+
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """One architecture, one function class.
+
+    Attributes:
+        architecture: its label in tables and figures.
+    """
+
+    architecture: str
+    task: Task
+    config: HybridConfig
+
+    @property
+    def key(self) -> str:
+        """Name under which its results are kept."""
+        config = {k: v for k, v in self.config.to_dict().items() if k != "transformers_version"}
+        what = json.dumps([config, asdict(self.task)], sort_keys=True, default=str)
+        digest = hashlib.sha256(what.encode()).hexdigest()[:10]
+        return f"{self.task.name}-{self.architecture.replace(' ', '-')[:40]}-{digest}"
+
+
+def cells_of(study: Hybrids) -> tuple[Cell, ...]:
+    """Every cell, function class by function class.
+
+    Raises ValueError for a model that cannot be built.
+    """
+    return tuple(
+        Cell(label, study.task(name), config_of(study, text, study.task(name), std))
+        for name in study.functions
+        for text in study.architectures
+        for label, std in _variants(study, text)
+    )
+
+
+def config_of(
+    study: Hybrids, architecture: str, task: Task, position_std: float | None = None
+) -> HybridConfig:
+    """The model of an architecture for a function class, at the study's size."""
+    blocks, d_ff, expand = study.blocks(architecture), study.d_ff, 4
+    shape = {"n_positions": 2 * task.points, "x_dim": task.d, "y_dim": task.y_dim}
+    if study.match and architecture != study.match:
+        target = parameters(study.blocks(study.match), study.d_model, d_ff=d_ff, **shape)
+        widths = matched(blocks, target, study.d_model, **shape)
+        d_ff, expand = widths.d_ff, widths.expand
+    return HybridConfig(
+        blocks=written(blocks),
+        d_model=study.d_model,
+        heads=study.heads,
+        d_ff=d_ff,
+        expand=expand,
+        init=study.init,
+        position_std=position_std,
+        double_residual=study.double_residual,
+        **shape,
+    )
+
+
+def _variants(study: Hybrids, text: str) -> list[tuple[str, float | None]]:
+    """(label, standard deviation of positions) of an architecture."""
+    learns = any(block.position == "learned" for block in study.blocks(text))
+    if not study.position_std or not learns:
+        return [(text, None)]
+    if len(study.position_std) == 1:
+        return [(text, study.position_std[0])]
+    return [(f"{text} positions {std:g}", std) for std in study.position_std]
