@@ -24,7 +24,7 @@ a weak baseline all are alike; y² has heavy tails on sparse and tree prompts.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -89,6 +89,22 @@ def drawn(
         if name in models and len(whole := finite(models[name]).T):
             denominators[TRAINED + name] = whole.T
     return Drawn(sums, models, denominators)
+
+
+def drawn_all(
+    tables: Iterable[Sums],
+    generator: np.random.Generator,
+    *,
+    references: Sequence[str] = (),
+    resamples: int = 2000,
+) -> list[Drawn]:
+    """`drawn` of every table; trained denominators on the largest set of prompts of each alone."""
+    found, seen = [], set()
+    for sums in tables:
+        some = () if (sums.task, sums.shift) in seen else references
+        seen.add((sums.task, sums.shift))
+        found.append(drawn(sums, generator, references=some, resamples=resamples))
+    return found
 
 
 def score_rows(found: Drawn, *, level: float = 0.95) -> pd.DataFrame:

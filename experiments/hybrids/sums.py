@@ -74,41 +74,60 @@ def prompt_sums(
 
 
 def gathered(frame: pd.DataFrame) -> list[Sums]:
-    """Rows of `SUMS`, of one or many cells, as one `Sums` for each task and shift.
+    """Rows of `SUMS`, of one or many cells, as `Sums` for each task and shift.
 
-    A baseline's rows have no architecture and seed `ALL`; "zero" is among them. Rows of one
-    baseline from several cells have to agree: ValueError where they do not, for then the cells
-    were measured on other prompts.
+    A baseline's rows have no architecture and seed `ALL`; "zero" is among them. Baselines that were
+    asked about some of the prompts only have a `Sums` of their own, of those prompts, behind that
+    of all. ValueError where rows of one baseline from several cells differ: the cells were measured
+    on different prompts.
     """
     found = []
     key: Any
     for key, part in frame.groupby(["task", "shift"], sort=False, observed=True):
-        task, shift = key
+        task, shift = map(str, key)
         where = f"task {task}, shift {shift}"
-        given = part.loc[part["architecture"] == ""]
-        span = given.groupby(["baseline", "prompt"], observed=True)["value"].agg(["min", "max"])
-        if not np.allclose(span["min"], span["max"], rtol=1e-6, atol=1e-9, equal_nan=True):
-            raise ValueError(f"{where}: cells were measured on different prompts; draw them alike")
-        yardsticks = {
-            str(name): own.droplevel("baseline").sort_index()["min"]
-            for name, own in span.groupby(level="baseline", observed=True, sort=False)
-        }
-        if "zero" not in yardsticks:
-            raise ValueError(f"{where}: no rows of the baseline zero, which every score needs")
-        prompts = yardsticks["zero"].index
-        models, seeds = {}, {}
+        yardsticks = _yardsticks(part.loc[part["architecture"] == ""], where)
+        zero = yardsticks.pop("zero")
+        tables = {}
         own = part.loc[part["architecture"] != ""]
         for name, rows in own.groupby("architecture", sort=False, observed=True):
             table = rows.pivot(index="seed", columns="prompt", values="value").sort_index()
-            if list(table.columns) != list(prompts):
+            if list(table.columns) != list(zero.index):
                 raise ValueError(
-                    f"{where}: {name} has {len(table.columns)} prompts, zero {len(prompts)}"
+                    f"{where}: {name} has {len(table.columns)} prompts, zero {len(zero)}"
                 )
-            models[str(name)] = table.to_numpy(float)
-            seeds[str(name)] = tuple(int(seed) for seed in table.index)
-        zero = yardsticks.pop("zero").to_numpy(float)
-        others = {name: values.to_numpy(float) for name, values in yardsticks.items()}
-        found.append(Sums(str(task), str(shift), zero, others, models, seeds))
+            tables[str(name)] = table
+        seeds = {name: tuple(int(s) for s in table.index) for name, table in tables.items()}
+        for size in sorted({len(zero), *map(len, yardsticks.values())}, reverse=True):
+            some: Any = zero.index[:size]
+            asked = {name: own for name, own in yardsticks.items() if len(own) == size}
+            if any(list(own.index) != list(some) for own in asked.values()):
+                raise ValueError(f"{where}: {', '.join(asked)}: not the first {size} prompts")
+            found.append(
+                Sums(
+                    task,
+                    shift,
+                    zero.loc[some].to_numpy(float),
+                    {name: own.to_numpy(float) for name, own in asked.items()},
+                    {name: table[some].to_numpy(float) for name, table in tables.items()},
+                    seeds,
+                )
+            )
+    return found
+
+
+def _yardsticks(given: pd.DataFrame, where: str) -> dict[str, pd.Series]:
+    """Sums by prompt of every baseline; ValueError where two cells differ, or without zero."""
+    span = given.groupby(["baseline", "prompt"], observed=True, sort=False)["value"]
+    span = span.agg(["min", "max"])
+    if not np.allclose(span["min"], span["max"], rtol=1e-6, atol=1e-9, equal_nan=True):
+        raise ValueError(f"{where}: cells were measured on different prompts; draw them alike")
+    found: dict[str, pd.Series] = {}
+    for name, own in span.groupby(level="baseline", observed=True, sort=False):
+        values: Any = own.droplevel("baseline").sort_index()["min"]
+        found[str(name)] = values
+    if "zero" not in found:
+        raise ValueError(f"{where}: no rows of the baseline zero, which every score needs")
     return found
 
 
