@@ -37,7 +37,7 @@ def arrivals(curve: pd.DataFrame, thresholds: Sequence[float]) -> pd.DataFrame:
                     "step": float(steps[-1]) if found is None else found,
                 }
             )
-    columns = ["seed", "rate", "threshold", "arrived", "step"]
+    columns = pd.Index(["seed", "rate", "threshold", "arrived", "step"])
     return pd.DataFrame(rows, columns=columns)
 
 
