@@ -14,6 +14,9 @@ There is no cache: generation runs the whole row for every token.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -87,9 +90,13 @@ class HybridModel(HybridPreTrained):
         position_ids: Int[Tensor, "rows pos"] | None = None,
         inputs_embeds: Float[Tensor, "batch pos d_model"] | None = None,
         prompts: Float[Tensor, "batch pos x_dim"] | None = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
         use_cache: bool | None = None,
         return_dict: bool | None = None,
     ) -> BaseModelOutput:
+        """The stream behind the final norm; with it, if asked for, what went into every block and
+        the patterns of those that attend (eager attention), in order."""
         x = self._embedded(input_ids, inputs_embeds, prompts)
         mask, kept = self._masks(x, attention_mask)
         if hasattr(self, "positions"):
@@ -101,9 +108,19 @@ class HybridModel(HybridPreTrained):
             if position_ids is None:
                 position_ids = torch.arange(x.shape[1], device=x.device)[None]
             table = rope_table(position_ids, self.config.d_model // self.config.heads, x.dtype)
-        for block in self.blocks:
-            x = block(x, position_embeddings=table, attention_mask=mask, mamba_attention_mask=kept)
-        return BaseModelOutput(last_hidden_state=self.final_norm(x))
+        streams = []
+        with _patterns(self.blocks if output_attentions else ()) as patterns:
+            for block in self.blocks:
+                streams.append(x)
+                x = block(
+                    x, position_embeddings=table, attention_mask=mask, mamba_attention_mask=kept
+                )
+        x = self.final_norm(x)
+        return BaseModelOutput(
+            last_hidden_state=x,
+            hidden_states=(*streams, x) if output_hidden_states else None,
+            attentions=tuple(patterns) if output_attentions else None,
+        )
 
     def _embedded(
         self, input_ids: Tensor | None, inputs_embeds: Tensor | None, prompts: Tensor | None
@@ -178,6 +195,8 @@ class Hybrid(HybridPreTrained, GenerationMixin):
         inputs_embeds: Float[Tensor, "batch pos d_model"] | None = None,
         prompts: Float[Tensor, "batch pos x_dim"] | None = None,
         labels: Int[Tensor, "batch pos"] | None = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
         use_cache: bool | None = None,
         return_dict: bool | None = None,
     ) -> CausalLMOutput:
@@ -191,6 +210,8 @@ class Hybrid(HybridPreTrained, GenerationMixin):
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
             prompts=prompts,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
         )
         logits = self.lm_head(answer.last_hidden_state)
         loss = None
@@ -198,7 +219,25 @@ class Hybrid(HybridPreTrained, GenerationMixin):
             if self.config.is_regression:
                 raise ValueError("labels given to a regressor: take the error of its .logits")
             loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size)
-        return CausalLMOutput(loss=loss, logits=logits)
+        return CausalLMOutput(
+            loss=loss,
+            logits=logits,
+            hidden_states=answer.hidden_states,
+            attentions=answer.attentions,
+        )
+
+
+@contextmanager
+def _patterns(blocks: Iterable[nn.Module]) -> Iterator[list[Tensor]]:
+    """The attention patterns of these blocks in the forward inside, in order."""
+    found: list[Tensor] = []
+    attentions = [block.attn for block in blocks if hasattr(block, "attn")]
+    keep = [a.register_forward_hook(lambda _, __, out: found.append(out[1])) for a in attentions]
+    try:
+        yield found
+    finally:
+        for handle in keep:
+            handle.remove()
 
 
 AutoConfig.register(MODEL_TYPE, HybridConfig)
