@@ -19,11 +19,13 @@ weight, so the gradient of their sum is the gradient of each.
     mix      lm + hidden
 
 The logits are made, read and forgotten in chunks, their gradient with respect to the stream kept.
+Dropout draws where weights are trained and nowhere else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -206,6 +208,24 @@ def learn(passing: Pass, cohorts: Sequence[Cohort]) -> list[Float[Tensor, "stude
     Of a share of a batch they are what it adds to the losses and gradients of the whole batch.
     A loss that is not finite leaves gradients that are not finite in its own student alone.
     """
+    with _learning(cohorts):
+        return _learn(passing, cohorts)
+
+
+@contextmanager
+def _learning(cohorts: Sequence[Cohort]) -> Iterator[None]:
+    """What is trained in training mode, for as long as the context lasts."""
+    trained = [s for cohort in cohorts for s in cohort.blocks.values() if s.trained()]
+    for students in trained:
+        students.train()
+    try:
+        yield
+    finally:
+        for students in trained:
+            students.eval()
+
+
+def _learn(passing: Pass, cohorts: Sequence[Cohort]) -> list[Float[Tensor, "student"]]:
     losses: list[Tensor] = [torch.empty(0)] * len(cohorts)
     streams: dict[int, Tensor] = {}
     local: list[Tensor] = []

@@ -23,7 +23,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -194,6 +194,23 @@ def retrain(
 
     Raises ValueError for a treatment the base does not allow.
     """
+    with own_chance(session, session.treatments[0].seed):
+        return _retrain(session, checkpoint, progress)
+
+
+@contextlib.contextmanager
+def own_chance(session: Session, seed: int) -> Iterator[None]:
+    """Random generators that begin with `seed` (and the process), for dropout; outside, all goes
+    on as it was."""
+    devices = [session.device] if session.device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(seed + 1_000_003 * session.share.rank)
+        yield
+
+
+def _retrain(
+    session: Session, checkpoint: Path | None, progress: Callable[[int, int], None]
+) -> pd.DataFrame:
     keep_freed()
     session.model.eval()
     session.model.requires_grad_(False)

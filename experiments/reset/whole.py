@@ -27,12 +27,13 @@ from torch import Tensor, nn
 
 from ablate.parts import Part
 from ablate.placement import require_materialised
+from ablate.places import block_at
 from ablate.reset import masks_all, weights_at
 from experiments import checkpoints
 from experiments.objectives import Batch, losses
 from experiments.reset.climb import Pass, block_error, divergence
 from experiments.reset.cohorts import window
-from experiments.reset.session import Session
+from experiments.reset.session import Session, own_chance
 from experiments.reset.treatments import Treatment
 
 
@@ -50,6 +51,17 @@ def retrain_whole(
     not what `prepared` makes of the base; what requires a gradient is trained. Raises ValueError
     for a place or a law that the model does not have, and for an offloaded model.
     """
+    with own_chance(session, treatment.seed):
+        return _retrain_whole(session, treatment, checkpoint, model, progress)
+
+
+def _retrain_whole(
+    session: Session,
+    treatment: Treatment,
+    checkpoint: Path | None,
+    model: nn.Module | None,
+    progress: Callable[[int, int], None],
+) -> pd.DataFrame:
     require_materialised(session.model.named_parameters())
     session.model.eval()
     session.model.requires_grad_(False)
@@ -87,7 +99,7 @@ def retrain_whole(
             break
         started = time.monotonic()
         batch = session.batch(step)
-        with session.precision():
+        with session.precision(), learning(model, treatment):
             loss = plain_loss(session, model, treatment, session.share.of(batch))
         loss.backward()
         if session.share.count > 1:
@@ -155,6 +167,21 @@ def untrained(model: nn.Module, seed: int) -> nn.Module:
         torch.manual_seed(seed)
         made = kind(copy.deepcopy(model.config))
     return made.to(device=like.device, dtype=like.dtype)
+
+
+@contextmanager
+def learning(model: nn.Module, treatment: Treatment) -> Iterator[None]:
+    """What is trained in training mode: all of the model, or blocks of it. Beside another model's
+    encoder nothing is: dropout does not draw there."""
+    modules = [model] if treatment.scope in ("all", "scratch") else []
+    if not treatment.encoder:
+        modules += [block_at(model, place).module for place in treatment.trains]
+    for module in modules:
+        module.train()
+    try:
+        yield
+    finally:
+        model.eval()
 
 
 def plain_loss(
