@@ -19,6 +19,7 @@ from typing import Annotated, Any, Union
 
 from experiments.bench.study import Bench
 from experiments.config import with_preset
+from experiments.hybrids.study import Hybrids
 from experiments.induction.study import Induction
 from experiments.pretrain import Pretraining
 from experiments.prune.study import Pruning
@@ -29,6 +30,7 @@ STUDIES: dict[str, type[Study]] = {
     "prune": Pruning,
     "induction": Induction,
     "reset": Resetting,
+    "hybrid": Hybrids,
     "pretrain": Pretraining,
     "bench": Bench,
 }

@@ -84,6 +84,8 @@ class Hybrids(Regime, RunOptions):
     """Of --search: orders of blocks in the first generation."""
     most_parameters: int = field(default=2_000_000, metadata=LATER)
     """Of --search: orders with more are not tried."""
+    compute: float = field(default=math.inf, metadata=LATER)
+    """Of --search: FLOPs of training; fewer candidates are tried where it does not reach."""
     device: str = "auto"
     """Torch device; auto takes CUDA when there is one."""
     jobs: int = field(default=1, metadata=NOT_HASHED)

@@ -1,0 +1,200 @@
+"""Which orders of blocks learn best in context, for how many parameters?
+
+Successive halving (`candidates`): in every generation all that are left train for twice as many
+steps, several seeds each, and the better half goes on, by
+
+    mean over seeds of S      against the task's baseline, on prompts kept for selection
+
+Those of the last generation are trained anew, whole, from other seeds, and scored on prompts that
+chose nothing: what is reported. The front is what no other reported model beats in both score and
+parameters; the known architectures among the candidates are reported whether they got that far or
+not.
+
+Where it misleads. What learns fast in few steps is kept, so late bloomers go; candidates are drawn
+at random, a few of very many orders, so what is not on the front was mostly not tried.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from ablate.placement import load
+from experiments.hybrids.baselines import predictions
+from experiments.hybrids.candidates import (
+    KNOWN,
+    Size,
+    affordable,
+    drawn,
+    flops,
+    generations,
+    named,
+)
+from experiments.hybrids.cells import Cell, cells_of, config_of
+from experiments.hybrids.evaluation import predicted
+from experiments.hybrids.grammar import Block, preset, written
+from experiments.hybrids.inside import DENOMINATORS
+from experiments.hybrids.measured import Measured, measured
+from experiments.hybrids.prompts import counted
+from experiments.hybrids.streams import held_out
+from experiments.hybrids.sums import prompt_sums
+from experiments.hybrids.training import train_seeds
+from experiments.pretrain_setup import device_of
+
+if TYPE_CHECKING:
+    from experiments.hybrids.study import Hybrids
+    from experiments.run_folder import Outcome, RunFolder
+
+PURPOSE = "search"
+"""Of the prompts that candidates are selected on."""
+SELECTED_ON = 512
+"""So many of them."""
+SEEDS_APART = 100_000
+"""Seeds of selection begin so far above those of the report."""
+
+
+@dataclass(frozen=True, eq=False)
+class Searched:
+    """Every score that chose, and the report's cells.
+
+    Attributes:
+        rungs: generation, steps, blocks, parameters, seed, score; `kept`: went on.
+    """
+
+    rungs: pd.DataFrame
+    reported: Measured
+    parameters: dict[str, int]
+    flops: float
+
+
+def searched(study: Hybrids, folder: RunFolder) -> Outcome:
+    """Search, report, finish the folder.
+
+    Raises ValueError for several function classes, and for a budget in which nothing can be tried.
+    """
+    from experiments.hybrids.search_report import finished
+
+    if len(study.functions) > 1:
+        raise ValueError(
+            f"--search with --functions {' '.join(study.functions)}: a search has one score; give"
+            " one function class"
+        )
+    first = candidates_of(study)
+    folder.create()
+    last, rungs, spent = _halved(study, first, folder)
+    chosen = dict.fromkeys((*last, *_known(study)))
+    final = dataclasses.replace(
+        study, search=False, architectures=tuple(written(blocks) for blocks in chosen)
+    )
+    cells = tuple(
+        dataclasses.replace(cell, architecture=named(blocks))
+        for cell, blocks in zip(cells_of(final), chosen, strict=True)
+    )
+    sizes = {named(blocks): _size(study).parameters(blocks) for blocks in chosen}
+    return finished(study, folder, Searched(rungs, measured(final, cells, folder), sizes, spent))
+
+
+def candidates_of(study: Hybrids) -> tuple[tuple[Block, ...], ...]:
+    """The first generation, within both budgets."""
+    size = _size(study)
+    found = drawn(study.candidates, size, study.most_parameters, study.seed)
+    plan = (study.generations, study.steps)
+    tokens = 2 * study.task(study.functions[0]).points * study.batch
+    return affordable(found, size, plan, tokens, study.seeds, study.compute)
+
+
+def _size(study: Hybrids) -> Size:
+    task = study.task(study.functions[0])
+    return Size(study.layers, study.d_model, study.d_ff, 2 * task.points, task.d, task.y_dim)
+
+
+def _known(study: Hybrids) -> tuple[tuple[Block, ...], ...]:
+    """The known architectures that are small enough."""
+    found = (preset(name, study.layers) for name in KNOWN)
+    return tuple(b for b in found if _size(study).parameters(b) <= study.most_parameters)
+
+
+def _halved(
+    study: Hybrids, candidates: Sequence[tuple[Block, ...]], folder: RunFolder
+) -> tuple[tuple[tuple[Block, ...], ...], pd.DataFrame, float]:
+    from tqdm import tqdm
+
+    size, spent, tables = _size(study), 0.0, []
+    tokens = 2 * study.task(study.functions[0]).points * study.batch
+    left = tuple(candidates)
+    plan = generations(len(candidates), study.generations, study.steps)
+    for generation, (count, steps) in enumerate(plan):
+        rows = []
+        with tqdm(left, desc=f"generation {generation + 1} of {len(plan)}", file=sys.stderr) as bar:
+            for blocks in bar:
+                key = f"search-{generation}-{written(blocks)}"
+                if (kept := folder.partial(key)) is None:
+                    scores = _scores(study, blocks, steps, folder.path / "search")
+                    kept = pd.DataFrame(
+                        {
+                            "generation": generation,
+                            "steps": steps,
+                            "blocks": written(blocks),
+                            "architecture": named(blocks),
+                            "parameters": size.parameters(blocks),
+                            "seed": range(SEEDS_APART, SEEDS_APART + study.seeds),
+                            "score": scores,
+                        }
+                    )
+                    folder.keep(key, kept)
+                rows.append(kept)
+        spent += flops(left, size, steps, tokens, study.seeds)
+        table = pd.concat(rows, ignore_index=True)
+        # A seed without a score counts as the worst there is: it must not help its candidate.
+        means = table.assign(score=table["score"].fillna(-math.inf)).groupby("blocks")["score"]
+        following = plan[generation + 1][0] if generation + 1 < len(plan) else count
+        best = set(means.mean().sort_values(ascending=False).index[:following])
+        tables.append(table.assign(kept=table["blocks"].isin(best)))
+        left = tuple(blocks for blocks in left if written(blocks) in best)
+    return left, pd.concat(tables, ignore_index=True), spent
+
+
+def _scores(study: Hybrids, blocks: Sequence[Block], steps: int, place: Path) -> list[float]:
+    """S of every seed on the prompts of selection; nan where it is not finite."""
+    task = study.task(study.functions[0])
+    device = device_of(study.device)
+    config = config_of(study, written(blocks), task)
+    regime = dataclasses.replace(study.regime.over(steps), keep=False)
+    seeds = range(SEEDS_APART + study.seed, SEEDS_APART + study.seed + study.seeds)
+    cell = Cell(named(blocks), task, config)
+    trained = train_seeds(config, task, regime, seeds, place / f"{steps}-{cell.key}", device=device)
+    prompts = held_out(task, SELECTED_ON, device, PURPOSE)
+    inside = counted(prompts)
+    name = DENOMINATORS.get(task.name, "least-squares")
+    said = predictions(prompts, (name,))[name]
+    zero = prompt_sums(0 * prompts.ys[None], prompts.ys, inside)[0].mean()
+    base = prompt_sums(said[None], prompts.ys, inside)[0].mean()
+    found = []
+    for seed in seeds:
+        model = load(str(trained.model(seed)), dtype="float32")[0]
+        answers = predicted(model.to(device), prompts)
+        error = prompt_sums(answers[None], prompts.ys, inside)[0].mean()
+        score = (zero - error) / (zero - base)
+        found.append(float(score) if np.isfinite(score) else math.nan)
+    return found
+
+
+def front(table: pd.DataFrame) -> pd.Series:
+    """Which rows no other row beats: at least its `value` for at most its `parameters`, and one
+    of the two truly better. nan is beaten by everything."""
+    values = table["value"].fillna(-math.inf).to_numpy(float)
+    sizes = table["parameters"].to_numpy(float)
+    beaten = [
+        bool(np.any((values >= value) & (sizes <= size) & ((values > value) | (sizes < size))))
+        or value == -math.inf
+        for value, size in zip(values, sizes, strict=True)
+    ]
+    return pd.Series(~np.array(beaten, dtype=bool), index=table.index)
