@@ -33,6 +33,8 @@ def has_identity(hf_model: nn.Module, place: Place, anatomy: Anatomy | None = No
         return False
     if not getattr(config, "do_layer_norm_before", True):
         return False
+    if getattr(config, "double_residual", False):  # a hybrid's silent Mamba doubles the stream
+        return False
     return row.attention is None or bool(row.attention.norms)
 
 
