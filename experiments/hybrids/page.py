@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 CAPTIONS = {
     "errors": "Squared error after each number of examples, mean over prompts and seeds, beside "
-    "baselines on the same prompts. Bands are over seeds.",
-    "shifted": "The same on prompts of other distributions than it was trained on.",
+    "baselines on the same prompts. Bands go from the smallest seed to the largest.",
+    "shifts": "The same on prompts of other distributions than it was trained on.",
     "scores": "ICL regression score: 1 is as good as the baseline named below each function class, "
     "0 no better than predicting 0.",
     "training": "Held-out error while training, as a share of that of predicting 0; a line a seed.",

@@ -1,0 +1,89 @@
+"""Which cells a study has, and what it refuses in one line before anything is written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments.config import with_preset
+from experiments.hybrids.cells import cells_of
+from experiments.hybrids.grammar import THE_TWELVE
+from experiments.hybrids.study import FACTORS, THE_SIX, Hybrids
+from experiments.run_folder import run_study
+
+
+def test_the_table_is_twelve_by_six_and_the_factorial_two_by_two_by_two() -> None:
+    table = cells_of(with_preset(Hybrids, "table"))
+    assert len(table) == 72
+    assert {cell.architecture for cell in table} == set(THE_TWELVE)
+    assert {cell.task.name for cell in table} == set(THE_SIX)
+    factorial = cells_of(with_preset(Hybrids, "factorial"))
+    assert len(factorial) == 16
+    for task in ("sparse", "tree"):
+        mine = [cell for cell in factorial if cell.task.name == task]
+        assert {c.config.position_std for c in mine} == {0.02, 1.0}
+        assert {c.architecture.split(" ")[0] for c in mine} == set(FACTORS)
+    assert with_preset(Hybrids, "factorial").seeds >= 5
+
+
+def test_models_read_the_whole_prompt_and_keys_differ() -> None:
+    cells = cells_of(Hybrids(functions=("linear", "mqar")))
+    assert all(cell.config.n_positions == 2 * cell.task.points for cell in cells)
+    assert len({cell.key for cell in cells}) == len(cells)
+    assert cells[0].key == cells_of(Hybrids(seeds=5))[0].key
+
+
+def test_without_learned_positions_their_variance_is_no_factor() -> None:
+    labels = [
+        cell.architecture
+        for cell in cells_of(Hybrids(architectures=("gpt2", "llama"), position_std=(0.02, 1.0)))
+    ]
+    assert labels == ["gpt2 positions 0.02", "gpt2 positions 1", "llama"]
+
+
+def test_matched_architectures_have_about_as_many_parameters() -> None:
+    from experiments.hybrids.model import Hybrid
+
+    cells = cells_of(Hybrids(architectures=("gpt2", "gpt2-swiglu"), match="gpt2"))
+    sizes = [sum(p.numel() for p in Hybrid(cell.config).parameters()) for cell in cells]
+    assert abs(sizes[1] / sizes[0] - 1) < 0.02
+    loose = cells_of(Hybrids(architectures=("gpt2", "gpt2-swiglu")))
+    assert sum(p.numel() for p in Hybrid(loose[1].config).parameters()) > 1.2 * sizes[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"architectures": ("gpt3",)}, "no block word 'gpt3'"),
+        ({"architectures": ()}, "--architectures"),
+        ({"architectures": ("gpt2", "gpt2")}, "each once"),
+        ({"functions": ("cubic",)}, "no task 'cubic'"),
+        ({"shifts": ("foggy",)}, "no shift 'foggy'"),
+        ({"seeds": 0}, "--seeds 0"),
+        ({"prompts": 1}, "--prompts 1"),
+        ({"rates": (0.0,)}, "--rates"),
+        ({"position_std": (-1.0,)}, "--position-std"),
+        ({"steps": 0}, "steps 0"),
+        ({"seed": 999_999}, "seeds from 1000000 on"),
+        ({"sweep_share": 0.0}, "--sweep-share"),
+        ({"architectures": ("mamba-mamba_ffn-rms",)}, "two Mambas"),
+    ],
+)
+def test_nonsense_is_refused(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Hybrids(**options)
+
+
+def test_a_model_that_cannot_be_built_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="heads must divide d_model"):
+        run_study("hybrid", Hybrids(heads=3, runs=tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_search_of_several_functions_is_refused(tmp_path: Path) -> None:
+    asked = Hybrids(search=True, functions=("linear", "sparse"), runs=tmp_path)
+    with pytest.raises(ValueError, match="one function class"):
+        run_study("hybrid", asked)
+    assert not list(tmp_path.iterdir())
