@@ -159,9 +159,11 @@ AGAINST: dict[Kind | Name, tuple[str, ...]] = {
     "reset-hidden": ("plain", "plain-stopping"),
     "reset-all-train": ("every-gradient",),
     "reset-seeds": ("plain",),
+    "hybrid-scan": ("hf-mamba",),
+    "hybrid-step": ("lean-gpt2", "hf-mamba"),
     "forward": (),
 }
-"""Which peers do which kind of work; of resets, which work."""
+"""Which peers do which kind of work; of resets and hybrids, which work."""
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from experiments.bench.peers import AGAINST
 from experiments.bench.workers import OURS, Measured, Setting
 from experiments.bench.works import (
     ALONE,
+    APART,
     COMPARED,
     KINDS,
     Cost,
@@ -90,14 +91,14 @@ def sessions_of(study: Bench) -> Iterator[Session]:
 
     Raises ValueError for a model, task or length that cannot be run.
     """
-    words = study.works or tuple(word for word in COMPARED if word != "reset")
+    words = study.works or tuple(word for word in COMPARED if word not in APART)
     for name in study.models:
         alone = name in study.alone
-        if set(words) == {"reset"}:
+        if set(words) <= set(APART):
             break
         model = shapes.outline(name, study.dtypes[0], study.seed)
         for word in words:
-            if word == "reset":
+            if word in APART:
                 continue
             for work_name in (ALONE if alone else COMPARED)[word]:
                 able = AGAINST[KINDS[work_name]]
@@ -112,6 +113,8 @@ def sessions_of(study: Bench) -> Iterator[Session]:
                         yield Session(setting, work, costs, len(model.components), peers)
     if "reset" in words:
         yield from _resets(study)
+    if "hybrid" in words:
+        yield from _hybrids(study)
 
 
 def _resets(study: Bench) -> Iterator[Session]:
@@ -137,6 +140,33 @@ def _resets(study: Bench) -> Iterator[Session]:
                 once = cost(model, work)
             setting = Setting(name, "float32", study.device, study.threads, study.seed)
             yield Session(setting, work, once, len(every), peers)
+
+
+def _hybrids(study: Bench) -> Iterator[Session]:
+    """Scans by length, then training steps model by model: float32."""
+    from experiments.bench import hybrids
+
+    sizes = (study.hybrid_width, study.hybrid_layers)
+    shape = f"{hybrids.EXPAND * study.hybrid_width}x{hybrids.D_STATE}"
+    scans: list[tuple[Name, str, int]] = [
+        ("hybrid-scan", shape, length) for length in study.hybrid_lengths
+    ]
+    steps: list[tuple[Name, str, int]] = [
+        ("hybrid-step", preset, 2 * hybrids.POINTS) for preset in study.hybrid_models
+    ]
+    for work_name, model, length in (*scans, *steps):
+        rows = np.zeros((study.hybrid_rows, length), int)
+        work = Work(work_name, rows, 0, (), (), sizes=sizes)
+        peers = tuple(p for p in study.peers if p in AGAINST[work_name])
+        if work_name == "hybrid-step" and not hybrids.has_mamba(model, sizes):
+            peers = tuple(p for p in peers if p != "hf-mamba")
+        if not peers:
+            continue
+        once = hybrids.operations(model, work)
+        tokens = rows.size * (1 if work_name == "hybrid-scan" else hybrids.steps_of(model, work))
+        costs = Cost(once["ours"], max(once.values()), 0, tokens, once)
+        setting = Setting(model, "float32", study.device, study.threads, study.seed)
+        yield Session(setting, work, costs, 0, peers)
 
 
 def _works(study: Bench, model: HookedModel, name: Name) -> Iterator[Work]:

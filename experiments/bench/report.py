@@ -24,6 +24,8 @@ CURVES = 1e-3
 """Largest difference in nats at which curves of training count as the same."""
 SHARE = 0.95
 """Of the bound that retraining aims at."""
+TIMES = 10
+"""As fast as transformers' Mamba that ours has to be on a CPU."""
 SAME = 1e-5
 """Likewise of induction scores, which are shares of attention."""
 CAPTIONS = {
@@ -72,7 +74,8 @@ def findings(rows: Sequence[Row]) -> list[str]:
     """What was aimed at, and whether it was reached, sentence by sentence."""
     found = []
     compared = [row for row in rows if row["peer"]]
-    others = [row for row in compared if row not in _resets(compared)]
+    apart = (*_resets(compared), *_hybrids(compared))
+    others = [row for row in compared if row not in apart]
     if others:
         missed = [_against(r, "ratio", ".2f", "bound") for r in others if r["ratio"] < r["bound"]]
         reached = len(others) - len(missed)
@@ -83,6 +86,7 @@ def findings(rows: Sequence[Row]) -> list[str]:
     found += _equality(_in_nats(compared), "Results", EQUAL, f"{EQUAL:g} nat")
     found += _equality(_scans(compared), "Induction scores", SAME, f"{SAME:g}")
     found += _retrained(_resets(compared))
+    found += _trained_hybrids(_hybrids(compared))
     found += [
         f"{row['work']} on {row['model']} in {row['dtype']}: "
         f"{number(row['ours_growth_bytes'] / GIB, '.2f')} GiB above the loaded model, "
@@ -95,7 +99,7 @@ def findings(rows: Sequence[Row]) -> list[str]:
         if dtype == "bfloat16" and (whole := once.get((work, model, "float32"))):
             times = whole["ours_seconds"] / row["ours_seconds"]
             found.append(f"{work} on {model}: bfloat16 is {times:.2f}× as fast as float32.")
-        if not work.startswith("choices"):
+        if not work.startswith(("choices", "hybrid")):
             found.append(
                 f"{work} on {model} reached {row['ceiling_share']:.0%} of the {dtype} ceiling of "
                 f"{row['matmul_rate'] / 1e9:,.0f} · 10⁹ operations a second."
@@ -119,11 +123,38 @@ def _scans(rows: Sequence[Row]) -> list[Row]:
 
 
 def _in_nats(rows: Sequence[Row]) -> list[Row]:
-    return [row for row in rows if not row["work"].startswith(("induction", "reset"))]
+    return [row for row in rows if not row["work"].startswith(("induction", "reset", "hybrid"))]
 
 
 def _resets(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if row["work"].startswith("reset")]
+
+
+def _hybrids(rows: Sequence[Row]) -> list[Row]:
+    return [row for row in rows if row["work"].startswith("hybrid")]
+
+
+def _trained_hybrids(rows: Sequence[Row]) -> list[str]:
+    """Beside transformers' Mamba and beside a lean GPT-2."""
+    found = []
+    slow = [row for row in rows if row["peer"] == "hf-mamba"]
+    if slow:
+        missed = [_against(row, "ratio", ".1f") for row in slow if row["ratio"] < TIMES]
+        found.append(
+            f"At least {TIMES}× as fast as transformers' Mamba in {len(slow) - len(missed)} of "
+            f"{len(slow)} rows" + (f"; not in {', '.join(missed)}." if missed else ".")
+        )
+    found += [
+        f"A step of {row['model']} takes {1 / row['ratio']:.2f} of the time of a lean GPT-2's "
+        f"(rounds {1 / row['ratio_high']:.2f}–{1 / row['ratio_low']:.2f})."
+        for row in rows
+        if row["peer"] == "lean-gpt2"
+    ]
+    same = [row for row in rows if row["max_difference"] == row["max_difference"]]
+    scans = [row for row in same if row["work"].startswith("hybrid-scan")]
+    steps = [row for row in same if row not in scans]
+    found += _equality(scans, "Scans and their gradients", SAME, f"{SAME:g} of their largest entry")
+    return found + _equality(steps, "Losses of a hybrid's steps", CURVES, f"{CURVES:g}")
 
 
 def _retrained(rows: Sequence[Row]) -> list[str]:
@@ -165,7 +196,11 @@ def report(study: Bench, table: pd.DataFrame) -> Report:
             "`plain` trains one at a time by the model's own forward with requires_grad off "
             "elsewhere (`reset-hidden`: a full forward for the targets, then the block; "
             "`plain-stopping` leaves that forward behind the block), `every-gradient` with "
-            "requires_grad everywhere."
+            "requires_grad everywhere. A hybrid work is a selective scan, forward and backward "
+            "(`hybrid-scan-24`: of 24 tokens), or training steps of a small in-context regressor, "
+            "drawing its prompts included, in float32: `hf-mamba` scans, or has its mixers, by "
+            "transformers' torch path; `lean-gpt2` is GPT-2 of the same width and depth in plain "
+            "PyTorch, which beside a Mamba is another model."
         ),
         findings=findings(rows),
         captions={name: CAPTIONS[name] for name in figures_of(table)},

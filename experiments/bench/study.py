@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from experiments.bench.workers import Measured
     from experiments.run_folder import Outcome, RunFolder
 
-Word = Literal["sweep", "choices", "importance", "induction", "reset"]
+Word = Literal["sweep", "choices", "importance", "induction", "reset", "hybrid"]
 Peer = Literal[
     "hf-loop",
     "bridge",
@@ -37,6 +37,8 @@ Peer = Literal[
     "plain",
     "plain-stopping",
     "every-gradient",
+    "lean-gpt2",
+    "hf-mamba",
 ]
 
 
@@ -48,7 +50,7 @@ class Bench(RunOptions):
     """
 
     works: tyro.conf.Positional[tuple[Word, ...]] = field(default=(), metadata=POSITIONAL)
-    """What to measure; all but reset if none is named."""
+    """What to measure; all but reset and hybrid if none is named."""
     models: tuple[str, ...] = field(default=("stdlib-opt", "opt-768"), metadata=INPUT)
     """Models, and shapes of random weights: opt-256, opt-768, opt-6.7b, opt-66b."""
     dtypes: tuple[Literal["float32", "bfloat16", "float16"], ...] = ("float32", "bfloat16")
@@ -81,6 +83,16 @@ class Bench(RunOptions):
     """Rows of --length tokens in a training step."""
     reset_seeds: int = 3
     """Students of one layer that train as one module."""
+    hybrid_models: tuple[str, ...] = ("gpt2", "mamba", "mambaformer")
+    """Presets, or blocks in words, of the hybrids that train, in float32."""
+    hybrid_layers: int = 4
+    """Of such a preset."""
+    hybrid_width: int = 128
+    """Of its stream; a scan has four times as many channels, with 16 states each."""
+    hybrid_rows: int = 64
+    """Prompts in a training step, and rows of a scan."""
+    hybrid_lengths: tuple[int, ...] = (24, 82)
+    """Tokens in a scan; a training step reads 12 points, 24 tokens."""
     tasks: tuple[str, ...] = ("pair_mapping",)
     """Tasks of the choices, with 5 demonstrations a question."""
     limit: int | None = 5
@@ -97,6 +109,9 @@ class Bench(RunOptions):
             "answers",
             "reset_rows",
             "reset_seeds",
+            "hybrid_layers",
+            "hybrid_width",
+            "hybrid_rows",
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)}: give ≥ 1")
@@ -111,6 +126,9 @@ class Bench(RunOptions):
         if not self.induction_lengths or min(self.induction_lengths) < 5:  # BOS and four copies
             given = " ".join(map(str, self.induction_lengths))
             raise ValueError(f"--induction-lengths {given}: give lengths of at least 5")
+        if self.hybrid_lengths and min(self.hybrid_lengths) < 1:
+            given = " ".join(map(str, self.hybrid_lengths))
+            raise ValueError(f"--hybrid-lengths {given}: give ≥ 1")
         for name in (
             "works",
             "models",
@@ -119,6 +137,8 @@ class Bench(RunOptions):
             "tasks",
             "induction_lengths",
             "reset_models",
+            "hybrid_models",
+            "hybrid_lengths",
         ):
             given = getattr(self, name)
             if len(set(given)) < len(given):

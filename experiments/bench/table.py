@@ -75,7 +75,8 @@ def markdown(table: pd.DataFrame) -> str:
     for _, group in table.groupby(KEYS[:3], sort=False):
         rows = rows_of(group)
         first = rows[0]
-        differences = [row["max_difference"] for row in rows if row["peer"]]
+        found = [row["max_difference"] for row in rows if row["peer"]]
+        differences = [value for value in found if value == value]
         peaks = [row["peak_memory_ratio"] for row in rows if row["peer"]]
         cells = {
             "work": work_of(first),
@@ -88,7 +89,7 @@ def markdown(table: pd.DataFrame) -> str:
                 if row["peer"]
             )
             or "–",
-            "max. difference": number(max(differences), ".0e") if peaks else "–",
+            "max. difference": number(max(differences), ".0e") if differences else "–",
             "peak memory, peers / ours": " ".join(f"{peak:.2f}" for peak in peaks) or "–",
             "GiB above the model, ours; peers": _added(rows),
             "share of ceiling": f"{first['ceiling_share']:.0%}",

@@ -152,10 +152,12 @@ def serve(connection: Connection, contender: str, setting: Setting, work: Work) 
 
 def prepared(contender: str, setting: Setting, work: Work) -> Run:
     """The contender with its model loaded, ready to run."""
-    from experiments.bench import shapes
+    from experiments.bench import hybrids, shapes
     from experiments.bench.ours import ours
     from experiments.bench.peers import PEERS
 
+    if work.kind == "hybrid":
+        return hybrids.prepared(contender, setting, work)
     model = shapes.load(setting.model, setting.dtype, setting.device, setting.seed)
     return ours(model, work) if contender == OURS else PEERS[contender](model, work)
 

@@ -7,12 +7,13 @@
     importance       gradient importance of every head for the last few tokens of rows
     induction        four attention scores of every head on rows that repeat themselves
     reset-…          a training step of students of reset layers (`retraining.py`)
+    hybrid-…         a selective scan, a training step of a small hybrid (`hybrids.py`)
     forward          the loss of one plain forward (only where there is no peer)
     sweep-layer      leave-one-out over the heads of the middle layer (likewise)
 
 A work is values of a table, in nats: [1 + component, row or choice], whole model first, for sweeps
 and choices; [row, head] for importance; for induction shares of attention: [score, row, head];
-[student] for resets.
+[student] for resets; `hybrids.py` says it for hybrids.
 Where a full sweep takes the peers too long, both sides measure the same subset of components,
 spread evenly over layers, heads and FFNs in their true proportion. This makes our ratio smaller,
 not larger: what we do once weighs more.
@@ -45,7 +46,7 @@ from probes.tokenising import encode_pairs
 if TYPE_CHECKING:
     from ablate import HookedModel
 
-Kind = Literal["sweep", "choices", "importance", "induction", "reset", "forward"]
+Kind = Literal["sweep", "choices", "importance", "induction", "reset", "hybrid", "forward"]
 Name = Literal[
     "sweep",
     "sweep-answers",
@@ -57,6 +58,8 @@ Name = Literal[
     "reset-hidden",
     "reset-all-train",
     "reset-seeds",
+    "hybrid-scan",
+    "hybrid-step",
     "forward",
     "sweep-layer",
 ]
@@ -71,6 +74,8 @@ KINDS: dict[Name, Kind] = {
     "reset-hidden": "reset",
     "reset-all-train": "reset",
     "reset-seeds": "reset",
+    "hybrid-scan": "hybrid",
+    "hybrid-step": "hybrid",
     "forward": "forward",
     "sweep-layer": "sweep",
 }
@@ -80,6 +85,7 @@ COMPARED: dict[str, tuple[Name, ...]] = {
     "importance": ("importance",),
     "induction": ("induction",),
     "reset": ("reset-lm", "reset-hidden", "reset-all-train", "reset-seeds"),
+    "hybrid": ("hybrid-scan", "hybrid-step"),
 }
 """The works that a word of the command line asks for."""
 ALONE: dict[str, tuple[Name, ...]] = {
@@ -88,7 +94,10 @@ ALONE: dict[str, tuple[Name, ...]] = {
     "importance": ("importance",),
     "induction": ("induction",),
     "reset": (),
+    "hybrid": (),
 }
+APART = ("reset", "hybrid")
+"""Words with models of their own, measured when they are named."""
 """The same for a model that is measured without a peer."""
 SHOTS = 5
 COPIES = 4
@@ -105,6 +114,7 @@ class Work:
         examples: labelled questions, for choices.
         components: what is removed, one at a time; for importance and induction, the heads.
         students: (layer, seed) of what is reset and retrained.
+        sizes: width and layers of a hybrid.
     """
 
     name: Name
@@ -113,6 +123,7 @@ class Work:
     examples: tuple[Example, ...]
     components: tuple[Component, ...]
     students: tuple[tuple[int, int], ...] = ()
+    sizes: tuple[int, ...] = ()
 
     @property
     def kind(self) -> Kind:
@@ -121,8 +132,10 @@ class Work:
 
     @property
     def label(self) -> str:
-        """Its name in tables: an induction work is one of several lengths."""
-        return f"induction-{self.rows.shape[1]}" if self.kind == "induction" else self.name
+        """Its name in tables: an induction work is one of several lengths, a scan too."""
+        if self.kind == "induction" or self.name == "hybrid-scan":
+            return f"{self.name}-{self.rows.shape[1]}"
+        return self.name
 
 
 @dataclass(frozen=True)
