@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from einops import einsum, rearrange
+from torch.nn.functional import silu
 
 from experiments.hybrids.ablations import ablations
 from experiments.hybrids.label_attention import asking_again, prompt_attention, relations
 from experiments.hybrids.prompts import interleaved
+from probes.implicit import hidden_attention, scan_of
 from tests.experiments.hybrids.hybrid_models import drawn, recall_by_hand, regressor
 
 
@@ -99,3 +102,24 @@ def test_mixers_are_scored_by_their_implicit_attention():
     assert {"L0M", "L1M", "even"} == set(
         means(prompt_attention(alone, drawn(count=4), generator())).index
     )
+
+
+@torch.no_grad()
+def test_implicit_attention_is_what_the_mixer_computes():
+    model = regressor("mamba-rms,attention-mamba_ffn-rms")
+    prompts = interleaved(drawn(count=2))
+    for layer in (0, 1):
+        mixer = model.model.model.blocks[layer].mixer
+        given = []
+        handle = mixer.register_forward_pre_hook(lambda module, args, to=given: to.append(args[0]))
+        with model.capture(f"blocks.{layer}.mixer.hook_ssm_out") as cache:
+            model.model(prompts=prompts)
+        handle.remove()
+        (hidden,) = given
+        scan = scan_of(mixer, hidden)
+        alpha = hidden_attention(scan, 0, prompts.shape[1])
+        mixed = einsum(alpha, scan.x, "b channel q k, b channel k one -> b q channel")
+        y = mixed + scan.d * rearrange(scan.x, "b channel q 1 -> b q channel")
+        gate = mixer.in_proj(hidden).chunk(2, -1)[1]
+        expected = cache[f"blocks.{layer}.mixer.hook_ssm_out"]
+        torch.testing.assert_close(y * silu(gate), expected, rtol=1e-4, atol=1e-5)
