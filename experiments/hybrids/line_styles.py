@@ -1,7 +1,7 @@
 """Which colour has an architecture, and how is a line over seeds drawn? Alike in all figures.
 
-Few architectures take the study's cycle. Of many, a family has a hue and its members go from dark
-to light within it: GPT-2s blue, Llamas red, everything with nothing but Mamba green.
+Few architectures take the study's cycle. Of many, a family has a range and its members go along it:
+GPT-2s from blue to violet, Llamas from red to yellow, those of Mamba alone green.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from matplotlib.figure import Figure
 
 from experiments.plots import BLUE, BROWN, CYCLE, GREEN, ORANGE, PINK, PURPLE, RED, SKY, style
 
-FAMILIES: Mapping[str, tuple[str, str]] = {
-    "gpt2": ("#08306b", "#8ec6e8"),
-    "llama": ("#7f2704", "#f5a35c"),
+FAMILIES: Mapping[str, tuple[str, ...]] = {
+    "gpt2": ("#0b1f5c", "#2f6fdb", "#12a5c4", "#8b6fd6", "#d0a8ee"),
+    "llama": ("#6f1d04", "#e0492f", "#f5a35c", "#e8c51c"),
     "mamba": ("#00573f", "#4fc09f"),
 }
-"""What a name begins with -> its darkest and lightest colour."""
+"""What a name begins with -> the colours from its first member to its last."""
 OTHERS = (PURPLE, BROWN, PINK, GREEN, ORANGE, SKY, BLUE, RED)
 LONGEST = 30
 """Letters of a name in a legend or on an axis."""

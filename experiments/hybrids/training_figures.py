@@ -27,8 +27,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MOST_ROWS = 40
+MOST_ROWS = 16
 """Seeds of one panel of schemes; of more, the first of each architecture."""
+MOST_MAPS = 12
+"""Maps of importance in one figure: those of the first architectures and tasks."""
 
 
 def training(curve: pd.DataFrame) -> Figure:
@@ -68,11 +70,11 @@ def schemes(labels: pd.DataFrame) -> Figure:
     """
     cells = [(str(t), str(s)) for t, s in labels[["task", "shift"]].drop_duplicates().to_numpy()]
     colours = scheme_colours(labels)
-    columns = min(2, len(cells))
+    columns = min(2 if len(cells) < 5 else 3, len(cells))
     lines = -(-len(cells) // columns)
     strips = {cell: _strips(labels, *cell) for cell in cells}
     highest = max(len(found) for found in strips.values())
-    figure, axes = panels(lines, columns, width=5.4, height=1.5 + 0.24 * highest)
+    figure, axes = panels(lines, columns, width=10.8 / max(columns, 2), height=1.5 + 0.24 * highest)
     for number, ax in enumerate(axes.flat):
         if number >= len(cells):
             ax.set_visible(False)
@@ -106,6 +108,7 @@ def importance(ablations: pd.DataFrame) -> Figure:
     cells = [
         (str(t), str(a)) for t, a in rows[["task", "architecture"]].drop_duplicates().to_numpy()
     ]
+    cells = cells[:MOST_MAPS]
     columns = min(3, len(cells))
     lines = -(-len(cells) // columns)
     deepest = int(rows["layer"].max()) + 1
