@@ -66,9 +66,10 @@ class Findings:
 
     @property
     def beside(self) -> pd.DataFrame:
-        """The table beside the paper's, of the paper's function classes."""
+        """Its cells beside the paper's, of the paper's function classes."""
         rows = self.table
-        return beside_published(rows.loc[rows["task"].isin(PUBLISHED)])
+        known = beside_published(rows.loc[rows["task"].isin(PUBLISHED)])
+        return known.loc[known["value"].notna()]
 
     @property
     def metrics(self) -> pd.DataFrame:
