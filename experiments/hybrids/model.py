@@ -231,7 +231,7 @@ class Hybrid(HybridPreTrained, GenerationMixin):
 def _patterns(blocks: Iterable[nn.Module]) -> Iterator[list[Tensor]]:
     """The attention patterns of these blocks in the forward inside, in order."""
     found: list[Tensor] = []
-    attentions = [block.attn for block in blocks if hasattr(block, "attn")]
+    attentions = [block.get_submodule("attn") for block in blocks if hasattr(block, "attn")]
     keep = [a.register_forward_hook(lambda _, __, out: found.append(out[1])) for a in attentions]
     try:
         yield found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -69,6 +70,22 @@ def test_every_family_trains_and_loads_where_it_ended(family, task, corpus: Path
     assert all(tensor.dtype == torch.float32 for tensor in first.values())
     fresh = dict(prepare(study, tmp_path / "again").trainer.model.named_parameters())
     assert all(torch.equal(first[name], fresh[name]) for name in first)
+
+
+def test_blocks_are_a_hybrid():
+    assert Pretraining(blocks="llama").family == "hybrid"
+    written = Pretraining(blocks="mamba-rms, attention-mamba_ffn-rms*3")
+    assert config_hash(config_of("pretrain", written)) == config_hash(
+        config_of("pretrain", dataclasses.replace(written, family="hybrid"))
+    )
+    for options, says in (
+        ({"blocks": "gpt7"}, "--blocks gpt7: no block word 'gpt7'"),
+        ({"blocks": "mamba-mamba_ffn-rms"}, "two Mambas in the block"),
+        ({"blocks": "llama", "family": "gpt2"}, "--blocks llama of --family gpt2: only a hybrid"),
+        ({"blocks": "llama", "d_model": 6, "heads": 6}, "--blocks llama: rope turns pairs"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            Pretraining(**options)
 
 
 @pytest.mark.parametrize(("family", "task"), [("bert", "mlm"), ("bart", "denoising")])
