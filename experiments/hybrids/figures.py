@@ -49,7 +49,7 @@ def figures(findings: Findings) -> Mapping[str, Callable[[], Figure]]:
         made["shifts"] = partial(shifted_curves, errors, named)
     if len(table):
         made["scores"] = partial(score_table, table, findings.failures)
-    if theirs[["value", "published"]].notna().all(axis=1).to_numpy().any():
+    if len(theirs.dropna(subset=["value", "published"])):
         made["published"] = partial(beside, theirs)
     if len(frames["curve"]):
         made["training"] = partial(training, frames["curve"])

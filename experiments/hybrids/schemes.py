@@ -16,7 +16,8 @@ optimum *is* least squares.
 Where it misleads. Agreement is measured on prompts: two schemes that differ little in distribution
 are told apart by shifted prompts only. A scheme that was not offered cannot be found; "none" may be
 a good algorithm. `support` is the share of redrawn prompts with the same label: chance of prompts,
-not of seeds. A label at one checkpoint alone may flicker, so a switch has to hold.
+not of seeds. A label at one checkpoint alone may flicker, so a switch has to hold. Least squares on
+noisy prompts is huge near as many examples as coordinates: a few prompts decide its distances.
 """
 
 from __future__ import annotations

@@ -86,7 +86,8 @@ def _cells(
             np.ma.masked_invalid(matrix), cmap=SEQUENTIAL, vmin=0, vmax=1, aspect="auto"
         )
         for y, x in np.ndindex(matrix.shape):
-            _cell(ax, image, x, y, float(matrix[y, x]), notes.get((rows[y], columns[x]), ""))
+            cell = str(rows[y]), str(columns[x])
+            _cell(ax, image, x, y, float(matrix[y, x]), notes.get(cell, ""))
         for at in range(1, len(columns)):
             ax.axvline(at - 0.5, color=PAPER, linewidth=1.2)
         for at in range(1, len(rows)):
