@@ -27,7 +27,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ablate.placement import load
-from experiments.hybrids.baselines import baselines_for, predictions
+from experiments.hybrids.baselines import SLOW, baselines_for, predictions
 from experiments.hybrids.model import Hybrid
 from experiments.hybrids.prompts import Prompts, counted, interleaved, predictions_at
 from experiments.hybrids.schemes import distances, labelled, scheme_rows
@@ -40,8 +40,6 @@ CPU = torch.device("cpu")
 PURPOSE = "evaluation"
 """Of the held-out stream: prompts that neither training, stopping nor selection looks at."""
 DENSE = "dense"
-SLOW = ("network", "network-scaled", "tree", "tree-4", "tree-signs", "boosted")
-"""Baselines of a tenth of a second a prompt and more, on one core."""
 VARIANTS = ("lasso-0.1", "lasso-0.01", "tree-4")
 """Baselines that are no scheme of their own beside their siblings."""
 COORDINATES = 2**20

@@ -73,9 +73,7 @@ def _denominator(task: Task, prompts: Prompts) -> dict[str, torch.Tensor]:
     return {name: squared_error_by_examples(said, prompts.ys)}
 
 
-def _probes(
-    model: HookedModel, task: Task, seed: int, generator: torch.Generator
-) -> pd.DataFrame:
+def _probes(model: HookedModel, task: Task, seed: int, generator: torch.Generator) -> pd.DataFrame:
     cpu = torch.device("cpu")
     fitted = held_out(task, FITTED, cpu, f"{PURPOSE} probes")
     if "w" not in fitted.hidden:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from experiments.hybrids.ablations import ALL
 from experiments.hybrids.published import SOURCE
 from experiments.report import Report, chosen
 
@@ -38,6 +39,9 @@ SHOWN = {
     "seeds": "seeds",
     "broken": "not finite",
 }
+
+LOOKING = ("label", "input", "own", "previous", "pairing", "match", "match_shuffled")
+"""Attention scores that the page has; all are in attention.parquet."""
 
 
 def report(findings: Findings) -> Report:
@@ -171,8 +175,32 @@ def _tables(findings: Findings) -> dict[str, pd.DataFrame]:
     )
     if len(findings.switches):
         tables["Changes of scheme"] = findings.switches
+    tables |= _inside(findings)
     if len(rates := findings.measured.frames["rates"]):
         tables["Learning rates tried, on other seeds and prompts"] = rates
+    return tables
+
+
+def _inside(findings: Findings) -> dict[str, pd.DataFrame]:
+    """Where parts look, and what a linear map reads off the stream; means over seeds."""
+    tables = {}
+    looking = findings.measured.frames["attention"]
+    if len(looking):
+        rows = looking.loc[(looking["examples"] == ALL) & looking["metric"].isin(LOOKING)]
+        keys = ["architecture", "task", "prompts", "component"]
+        wide = rows.pivot_table(index=keys, columns="metric", values="value", sort=False)
+        columns = [name for name in LOOKING if name in wide.columns]
+        tables["Where heads and mixers look (even: what attends to all before it alike)"] = (
+            wide[columns].reset_index().rename(columns={"task": "functions"})
+        )
+    probes = findings.measured.frames["probes"]
+    if len(probes):
+        keys = ["architecture", "task", "examples", "metric"]
+        wide = probes.pivot_table(index=keys, columns="layer", values="value", sort=False)
+        named = {ALL: "points themselves"} | {n: f"layer {n}" for n in wide.columns if n >= 0}
+        tables["R² of the function's weights, read off the stream by a linear map"] = (
+            wide.rename(columns=named).reset_index().rename(columns={"task": "functions"})
+        )
     return tables
 
 
