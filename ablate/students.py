@@ -271,6 +271,12 @@ class _Mapped(_Holder):
         rows = x.unflatten(0, (self.count, -1))
         if isinstance(self.module, nn.LayerNorm):
             return self._layer_norm(rows).flatten(0, 1)
+        if type(self.module) is nn.RMSNorm:  # torch's own: no mapping needed
+            normed = nn.functional.rms_norm(
+                rows, self.module.normalized_shape, None, self.module.eps
+            )
+            gain = self.stacks["weight"].reshape(self.count, *[1] * (rows.ndim - 2), -1)
+            return (normed * gain).flatten(0, 1).to(x.dtype)
         names = list(self.stacks)
 
         def one(row: Tensor, *tensors: Tensor) -> Tensor:

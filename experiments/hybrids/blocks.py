@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from experiments.hybrids.attention import Attention, Table
+from experiments.hybrids.gelu import gelu
 from experiments.hybrids.grammar import Block, NormKind
 from experiments.hybrids.mamba import MambaMixer
 
@@ -37,7 +38,7 @@ class GeluMLP(nn.Module):
         self.down_proj = nn.Linear(d_ff, d_model)
 
     def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
-        return self.down_proj(nn.functional.gelu(self.up_proj(x), approximate="tanh"))
+        return self.down_proj(gelu(self.up_proj(x), self.training))
 
 
 class SwiGLU(nn.Module):
