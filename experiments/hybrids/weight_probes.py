@@ -90,25 +90,33 @@ def weight_probes(
 def ridge(
     features: Float[Tensor, "example width"], targets: Float[Tensor, "example output"]
 ) -> tuple[Float[Tensor, "width output"], Float[Tensor, "output"]]:
-    """(weights, intercept) of the ridge regression whose penalty leaves least error one out.
-
-    With H the hat matrix, the error of a prompt left out is e_n / (1 − H_nn − 1/N).
-    """
+    """(weights, intercept) of the ridge regression whose penalty leaves least error one out."""
     mean, intercept = features.mean(0), targets.mean(0)
     u, s, vh = torch.linalg.svd(features - mean, full_matrices=False)
     centred = targets - intercept
-    along = u.mT @ centred
     unit = s.square().mean().clamp(min=torch.finfo(s.dtype).tiny)
     best, weights = torch.inf, torch.zeros(features.shape[1], targets.shape[1], dtype=s.dtype)
     for penalty in PENALTIES:
-        shrunk = s.square() / (s.square() + penalty * unit)
-        left = centred - u @ (shrunk[:, None] * along)
-        leverage = (u.square() * shrunk).sum(1) + 1 / len(u)
-        error = float((left / (1 - leverage).clamp(min=1e-6)[:, None]).square().sum())
+        below = s.square() + penalty * unit
+        error = float(left_out(u, s.square() / below, centred).square().sum())
         if error < best:
             best = error
-            weights = vh.mT @ ((s / (s.square() + penalty * unit))[:, None] * along)
+            weights = vh.mT @ ((s / below)[:, None] * (u.mT @ centred))
     return weights, intercept - mean @ weights
+
+
+def left_out(
+    u: Float[Tensor, "example rank"],
+    shrunk: Float[Tensor, "rank"],
+    centred: Float[Tensor, "example output"],
+) -> Float[Tensor, "example output"]:
+    """The error on every example of a ridge regression that was fitted without it.
+
+    With H = 1/N + U diag(shrunk) Uᵀ the hat matrix, it is e_n / (1 − H_nn).
+    """
+    errors = centred - u @ (shrunk[:, None] * (u.mT @ centred))
+    leverage = (u.square() * shrunk).sum(1) + 1 / len(u)
+    return errors / (1 - leverage).clamp(min=1e-6)[:, None]
 
 
 def r_squared(

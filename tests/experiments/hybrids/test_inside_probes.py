@@ -10,6 +10,7 @@ from experiments.hybrids import weight_probes as probed
 from experiments.hybrids.weight_probes import (
     PENALTIES,
     least_squares_weights,
+    left_out,
     r_squared,
     ridge,
     weight_probes,
@@ -26,21 +27,25 @@ def values(frame, metric):
 
 
 def test_ridge_is_scikit_learns_with_the_penalty_that_leaves_least_error_one_out():
-    x = torch.randn(40, 12, generator=generator(), dtype=torch.float64) + 1
+    x = torch.randn(16, 12, generator=generator(), dtype=torch.float64) + 1
     true = torch.randn(12, 3, generator=generator(1), dtype=torch.float64)
-    y = x @ true + 2 * torch.randn(40, 3, generator=generator(2), dtype=torch.float64)
+    y = x @ true + 2 * torch.randn(16, 3, generator=generator(2), dtype=torch.float64)
     weights, intercept = ridge(x, y)
-    unit = float(torch.linalg.svdvals(x - x.mean(0)).square().mean())
+    u, s, _ = torch.linalg.svd(x - x.mean(0), full_matrices=False)
+    unit = float(s.square().mean())
 
-    def left_out(penalty):
-        total = 0.0
-        for n in range(40):
-            keep = [i for i in range(40) if i != n]
+    def brute_force(penalty):
+        errors = []
+        for n in range(16):
+            keep = [i for i in range(16) if i != n]
             fit = Ridge(alpha=penalty * unit).fit(x[keep].numpy(), y[keep].numpy())
-            total += float(((fit.predict(x[n : n + 1].numpy()) - y[n].numpy()) ** 2).sum())
-        return total
+            errors.append(y[n] - torch.from_numpy(fit.predict(x[n : n + 1].numpy())[0]))
+        return torch.stack(errors)
 
-    best = min(PENALTIES, key=left_out)
+    for penalty in (1e-3, 1.0):
+        found = left_out(u, s.square() / (s.square() + penalty * unit), y - y.mean(0))
+        torch.testing.assert_close(found, brute_force(penalty))
+    best = min(PENALTIES, key=lambda penalty: float(brute_force(penalty).square().sum()))
     fit = Ridge(alpha=best * unit).fit(x.numpy(), y.numpy())
     torch.testing.assert_close(weights, torch.from_numpy(fit.coef_).T)
     torch.testing.assert_close(intercept, torch.from_numpy(fit.intercept_))
