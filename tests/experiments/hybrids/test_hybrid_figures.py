@@ -49,6 +49,8 @@ def test_error_curves_are_means_over_seeds_with_bands_from_seed_to_seed(made) ->
     assert np.allclose(lines["llama"].get_ydata(), means)
     assert np.allclose(lines["llama"].get_xdata(), range(12))
     assert len(ax.collections) == 3
+    colours = line_colours(("gpt2", "llama", "mambaformer"))
+    assert {name: lines[name].get_color() for name in colours} == colours
     band = ax.collections[1].get_paths()[0].vertices
     assert band[:, 1].max() == pytest.approx(rows["value"].max())
     assert ax.get_yscale() == "log"
