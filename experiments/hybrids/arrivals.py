@@ -23,7 +23,8 @@ def arrivals(curve: pd.DataFrame, thresholds: Sequence[float]) -> pd.DataFrame:
     `curve` has columns seed, rate, step and `share`, the error over that of predicting zero.
     """
     rows = []
-    for (seed, rate), mine in curve.groupby(["seed", "rate"], sort=False):
+    for key, mine in curve.groupby(["seed", "rate"], sort=False):
+        seed, rate = key  # pyright: ignore[reportGeneralTypeIssues]
         ordered = mine.sort_values("step")
         steps, shares = ordered["step"].tolist(), ordered["share"].tolist()
         for threshold in thresholds:
