@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from einops import einsum, rearrange
@@ -66,8 +68,9 @@ def test_scores_are_sums_over_the_whole_pattern():
 
 def test_even_attention_is_what_position_gives():
     model, prompts = regressor("rope-attention-swiglu-rms"), drawn(count=4)
+    hf: Any = model.model
     with torch.no_grad():
-        for block in model.model.model.blocks:
+        for block in hf.model.blocks:
             block.attn.q_proj.weight.zero_()
     table = means(prompt_attention(model, asking_again(prompts, generator()), generator()))
     for score in table.columns:
