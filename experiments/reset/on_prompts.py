@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from experiments.plots import style
 from experiments.report import Report
 from experiments.reset.recovery_figures import recovery
 from experiments.reset.result import (
@@ -93,7 +94,7 @@ def outcome(crossings: pd.DataFrame) -> Outcome:
     if not found:
         return Outcome("no layer was reset and retrained: nothing to answer", {"answers": []})
     unit = "share of the original training" if found[0].unit == "share" else "tokens"
-    parts = [f"{WORDS[each.target]} {_text(each)}" for each in found]
+    parts = [f"{WORDS[each.target]} {_text(each, crossings)}" for each in found]
     said = (
         f"median {unit} until a reset layer's error is within {THRESHOLD:g} of predicting 0's: "
         f"{'; '.join(parts)}"
@@ -157,10 +158,13 @@ def _answers(crossings: pd.DataFrame) -> list[Headline]:
     return [each for each in found if each.students]
 
 
-def _text(each: Headline) -> str:
+def _text(each: Headline, crossings: pd.DataFrame) -> str:
     unit: Unit = "share" if each.unit == "share" else "tokens"
     shown = [amount_text(v, each.bound, unit) for v in (each.median, each.low, each.high)]
-    return f"{shown[0]} [{shown[1]}, {shown[2]}], {percent(each.censored)} censored"
+    rows = at_threshold(crossings)
+    rows = rows.loc[(rows["target"] == each.target) & (rows["tokens"] == 0)]
+    near = f", {len(rows)} of {each.students} there without training" if len(rows) else ""
+    return f"{shown[0]} [{shown[1]}, {shown[2]}], {percent(each.censored)} censored{near}"
 
 
 def _damage(ledger: pd.DataFrame) -> str:
@@ -183,7 +187,7 @@ def _damage(ledger: pd.DataFrame) -> str:
 def _per_target(crossings: pd.DataFrame) -> list[str]:
     return [
         f"Trained on {WORDS[each.target]}, the median layer comes within {THRESHOLD:g} after "
-        f"{_text(each)}; {each.students} students."
+        f"{_text(each, crossings)}; {each.students} students."
         for each in _answers(crossings)
     ]
 
@@ -216,9 +220,10 @@ def _table(crossings: pd.DataFrame) -> pd.DataFrame:
 def _recovery(ledger: pd.DataFrame) -> Figure:
     figure = recovery(ledger)
     names = targets(main(ledger))
-    for ax, target in zip(figure.axes, names, strict=False):
-        ax.set_title(WORDS[target])
-    figure.axes[0].set_ylabel("gap to the old error, share of predicting 0's")
+    with style():
+        for ax, target in zip(figure.axes, names, strict=False):
+            ax.set_title(WORDS[target])
+        figure.axes[0].set_ylabel("gap to the old error, share of predicting 0's")
     return figure
 
 
