@@ -79,6 +79,7 @@ def ours(model: HookedModel, work: Work) -> Run:
         warmup=1,
         weight_decay=DECAY,
         clip=CLIP,
+        dropout=False,  # or two ways could not give the same losses
     )
     trainings = trainings_of(session)
     members = [member.name for training in trainings for member in training.members]

@@ -19,13 +19,13 @@ weight, so the gradient of their sum is the gradient of each.
     mix      lm + hidden
 
 The logits are made, read and forgotten in chunks, their gradient with respect to the stream kept.
-Dropout draws where weights are trained and nowhere else.
+Dropout, if asked for, draws where weights are trained and nowhere else.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -202,13 +202,15 @@ def needed(cohorts: Sequence[Cohort], n_blocks: int) -> set[int]:
     return streams | {n_blocks for cohort in cohorts if cohort.target == "logits"}
 
 
-def learn(passing: Pass, cohorts: Sequence[Cohort]) -> list[Float[Tensor, "student"]]:
+def learn(
+    passing: Pass, cohorts: Sequence[Cohort], *, dropout: bool = True
+) -> list[Float[Tensor, "student"]]:
     """Losses of every student of every cohort; their gradients are added to the students' weights.
 
     Of a share of a batch they are what it adds to the losses and gradients of the whole batch.
     A loss that is not finite leaves gradients that are not finite in its own student alone.
     """
-    with _learning(cohorts):
+    with _learning(cohorts) if dropout else nullcontext():
         return _learn(passing, cohorts)
 
 

@@ -71,6 +71,7 @@ class Session:
         enough: gap, in nats, at which a student has recovered; nan never stops one.
         share: which of several processes with the same session this is (`parallel`).
         cache: of the base's residual streams, for batches that are read more than once.
+        dropout: what is trained is in training mode.
     """
 
     model: nn.Module
@@ -93,6 +94,7 @@ class Session:
     save_every: float = 60.0
     share: Share = ALONE
     cache: PrefixCache | None = None
+    dropout: bool = True
 
     @property
     def device(self) -> torch.device:
@@ -285,7 +287,7 @@ def advance(
     with session.precision():
         passing = session.passing(session.share.of(batch), cohorts)
         for wave in _waves(passing, cohorts):
-            found = zip(wave, learn(passing, wave), strict=True)
+            found = zip(wave, learn(passing, wave, dropout=session.dropout), strict=True)
             losses |= {id(cohort): loss for cohort, loss in found}
     _add_gradients(session.share, trainings)
     for training in trainings:

@@ -96,6 +96,8 @@ class Resetting(RunOptions):
     """Evaluations a decade of tokens, from a fiftieth of the budget on."""
     anneal: float = 0.1
     """Share of the budget trained on behind it, while the rate falls to 0."""
+    dropout: bool = field(default=True, metadata=LATER)
+    """Let the base's dropout draw in what is trained; what is frozen never drops."""
     predictors: bool = False
     """Measure what may foretell how long a layer takes."""
     bases: int = 3

@@ -99,7 +99,7 @@ def _retrain_whole(
             break
         started = time.monotonic()
         batch = session.batch(step)
-        with session.precision(), learning(model, treatment):
+        with session.precision(), learning(model, treatment) if session.dropout else nullcontext():
             loss = plain_loss(session, model, treatment, session.share.of(batch))
         loss.backward()
         if session.share.count > 1:

@@ -216,4 +216,5 @@ def session_of(study: Resetting, base: Opened, job: Job) -> Session:
         autocast=precision_of(study, next(model.parameters()).device),
         save_every=study.save_every,
         share=joined(cpu=study.device_map is None),
+        dropout=study.dropout,
     )

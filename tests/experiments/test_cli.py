@@ -52,7 +52,7 @@ def test_last_line_is_the_outcome(capsys, tmp_path: Path):
         (["count", "--sed", "3"], "Unrecognized options: --sed, 3"),
         (["count", "--fail", "maybe"], "invalid choice 'maybe' for argument '--fail'"),
         (["paint"], "Unrecognized options: paint; Available subcommands: count, prune, induction"),
-        ([], "one of {count, prune, induction, reset, pretrain, bench}; see ablate --help"),
+        ([], "one of {count, prune, induction, reset, hybrid, pretrain, bench}; see ablate --help"),
         (["count", "--numbers", "-1"], "--numbers"),
         (["count", "--numbers", "1", "x" * 200], "x" * 200),
         (["count", "--fail", "refuse"], "no model colossus: the bundled one is tiny; give that"),
@@ -138,5 +138,5 @@ def test_the_module_is_the_command_in_any_locale(encoding: str):
     assert done.returncode == 2
     assert done.stderr == (
         "ablate: Unrecognized options: paint; Available subcommands: prune, induction, reset, "
-        "pretrain, bench; see ablate --help\n"
+        "hybrid, pretrain, bench; see ablate --help\n"
     )

@@ -44,6 +44,8 @@ def test_it_draws_in_the_trained_block_alone() -> None:
     assert len(set(losses)) == 3
     assert torch.equal(evaluate(passing, cohorts)[0], evaluate(passing, cohorts)[0])
     assert not any(module.training for module in one.model.modules())
+    off = [float(learn(passing, cohorts, dropout=False)[0]) for _ in range(2)]
+    assert off[0] == off[1]
 
 
 def test_the_plain_way_draws_the_same() -> None:
