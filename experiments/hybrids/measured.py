@@ -41,6 +41,7 @@ from experiments.hybrids.evaluation import (
 )
 from experiments.hybrids.inside import inside
 from experiments.hybrids.rates import pick_rate
+from experiments.hybrids.regimes import Regime
 from experiments.hybrids.runs import Trained
 from experiments.hybrids.shift_table import parse_shift, shifts_for
 from experiments.hybrids.task_table import Task
@@ -117,7 +118,7 @@ def measured_cell(
     """One cell from its training to the inside of its models."""
     device = device_of(study.device)
     place = models / cell.key
-    regime, frames = study.regime, {name: pd.DataFrame() for name in FRAMES}
+    regime, frames = regime_of(study, cell.task), {name: pd.DataFrame() for name in FRAMES}
     if study.rates:
         short = regime.over(max(1, round(study.sweep_share * study.steps)))
         picked = pick_rate(
@@ -149,6 +150,18 @@ def measured_cell(
         shutil.rmtree(place / kept, ignore_errors=True)
     keys = {"architecture": cell.architecture, "task": cell.task.name}
     return {name: frame.assign(**keys) if len(frame) else frame for name, frame in frames.items()}
+
+
+def regime_of(study: Hybrids, task: Task) -> Regime:
+    """How a task is trained: without a curriculum where only the last point counts, which it would
+    cut off."""
+    regime = study.regime
+    return replace(regime, curriculum=0.0) if task.scored == "last" else regime
+
+
+def _cores(study: Hybrids) -> int:
+    """Processes unless told: one a core on a CPU, one on anything else."""
+    return (os.cpu_count() or 1) if device_of(study.device).type == "cpu" else 1
 
 
 def _judged(study: Hybrids, cell: Cell, trained: Trained) -> Frames:
@@ -225,14 +238,13 @@ def _cost(cell: Cell) -> float:
 def _each(
     study: Hybrids, cells: Sequence[Cell], models: Path, advance: Callable[[int], object]
 ) -> Iterator[tuple[Cell, Frames]]:
-    if study.jobs == 1 or len(cells) < 2:
+    jobs = min(study.jobs or _cores(study), len(cells))
+    if jobs < 2:
         for cell in cells:
             yield cell, measured_cell(study, cell, models, advance)
         return
-    threads = max(1, (os.cpu_count() or 1) // study.jobs)
-    with ProcessPoolExecutor(
-        study.jobs, get_context("spawn"), torch.set_num_threads, (threads,)
-    ) as pool:
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    with ProcessPoolExecutor(jobs, get_context("spawn"), torch.set_num_threads, (threads,)) as pool:
         waiting = {pool.submit(measured_cell, study, c, models, _nothing): c for c in cells}
         for future in as_completed(waiting):
             advance(study.steps)

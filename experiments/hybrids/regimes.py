@@ -11,8 +11,10 @@ error of predicting zero, on the same prompts: 0.1 is hard on one task and easy 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
+
+from experiments.config import NOT_HASHED
 
 Optimiser = Literal["adam", "adamw", "sgd"]
 Shape = Literal["constant", "cosine", "cyclical"]
@@ -68,7 +70,7 @@ class Regime:
     """A seed whose error falls below this share stops; 0: none does."""
     keep: bool = True
     """Keep a model folder for every seed at every evaluation, to see what scheme it followed."""
-    save_every: float = 60.0
+    save_every: float = field(default=60.0, metadata=NOT_HASHED)
     """Seconds between checkpoints of the whole run."""
 
     def __post_init__(self) -> None:

@@ -42,7 +42,7 @@ from experiments.hybrids.cells import Cell, cells_of, config_of
 from experiments.hybrids.evaluation import predicted
 from experiments.hybrids.grammar import Block, preset, written
 from experiments.hybrids.inside import DENOMINATORS
-from experiments.hybrids.measured import Measured, measured
+from experiments.hybrids.measured import Measured, measured, regime_of
 from experiments.hybrids.prompts import counted
 from experiments.hybrids.streams import held_out
 from experiments.hybrids.sums import prompt_sums
@@ -167,7 +167,7 @@ def _scores(study: Hybrids, blocks: Sequence[Block], steps: int, place: Path) ->
     task = study.task(study.functions[0])
     device = device_of(study.device)
     config = config_of(study, written(blocks), task)
-    regime = dataclasses.replace(study.regime.over(steps), keep=False)
+    regime = dataclasses.replace(regime_of(study, task).over(steps), keep=False)
     seeds = range(SEEDS_APART + study.seed, SEEDS_APART + study.seed + study.seeds)
     cell = Cell(named(blocks), task, config)
     trained = train_seeds(config, task, regime, seeds, place / f"{steps}-{cell.key}", device=device)

@@ -37,6 +37,13 @@ class Hybrids(Regime, RunOptions):
     linear sparse
     """
 
+    steps: int = 2_500
+    """Updates; each reads fresh prompts."""
+    rate: float = 1e-3
+    """Peak learning rate."""
+    curriculum: float = 0.5
+    """Share of the steps in which prompts grow to full size, in dimensions and points; 0: never
+    small. The paper's is 0.06. Tasks that are scored at their last point have none."""
     preset: Literal["default", "table", "factorial"] = "default"
     """table: the paper's twelve architectures by six function classes; factorial: norm, FFN and the
     variance of initial positions crossed, on sparse linear functions and trees."""
@@ -50,7 +57,7 @@ class Hybrids(Regime, RunOptions):
     """Of the prompts: for two cores (linear: 5 dimensions, 12 points), or as in the paper."""
     layers: int = 4
     """Layers of a preset; blocks in words say their own number."""
-    d_model: int = 128
+    d_model: int = 64
     """Width of the residual stream."""
     heads: int = 4
     """Attention heads a block."""
@@ -88,8 +95,9 @@ class Hybrids(Regime, RunOptions):
     """Of --search: FLOPs of training; fewer candidates are tried where it does not reach."""
     device: str = "auto"
     """Torch device; auto takes CUDA when there is one."""
-    jobs: int = field(default=1, metadata=NOT_HASHED)
-    """Processes on this machine; each takes its share of the threads."""
+    jobs: int = field(default=0, metadata=NOT_HASHED)
+    """Processes on this machine, each with its share of the threads; 0: one a core on a CPU, as
+    small models gain little from more threads."""
 
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "table": {
@@ -98,6 +106,7 @@ class Hybrids(Regime, RunOptions):
             "seeds": 3,
             "steps": 10_000,
             "rates": (3e-4, 1e-3, 3e-3),
+            "d_model": 128,
             "inside": False,
         },
         "factorial": {
@@ -106,7 +115,6 @@ class Hybrids(Regime, RunOptions):
             "position_std": (0.02, 1.0),
             "seeds": 5,
             "layers": 3,
-            "d_model": 64,
             "steps": 5_000,
             "inside": False,
             "shifts": (),
@@ -116,11 +124,13 @@ class Hybrids(Regime, RunOptions):
     def __post_init__(self) -> None:
         RunOptions.__post_init__(self)
         Regime.__post_init__(self)
-        for name in ("seeds", "layers", "d_model", "heads", "jobs", "generations", "candidates"):
+        for name in ("seeds", "layers", "d_model", "heads", "generations", "candidates"):
             if getattr(self, name) < 1:
                 raise ValueError(
                     f"--{name.replace('_', '-')} {getattr(self, name)} asked for: give at least 1"
                 )
+        if self.jobs < 0:
+            raise ValueError(f"--jobs {self.jobs} asked for: give 0 or more")
         if self.prompts < 2:
             raise ValueError(f"--prompts {self.prompts} asked for: an interval needs at least 2")
         if not 0 < self.sweep_share <= 1:
