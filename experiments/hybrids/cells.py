@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from experiments.hybrids.grammar import parameters, written
 from experiments.hybrids.matching import matched
@@ -60,7 +60,7 @@ def config_of(
 ) -> HybridConfig:
     """The model of an architecture for a function class, at the study's size."""
     blocks, d_ff, expand = study.blocks(architecture), study.d_ff, 4
-    shape = {"n_positions": 2 * task.points, "x_dim": task.d, "y_dim": task.y_dim}
+    shape: dict[str, Any] = {"n_positions": 2 * task.points, "x_dim": task.d, "y_dim": task.y_dim}
     if study.match and architecture != study.match:
         target = parameters(study.blocks(study.match), study.d_model, d_ff=d_ff, **shape)
         widths = matched(blocks, target, study.d_model, **shape)

@@ -163,7 +163,8 @@ def _with_divergence(frames: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     arrivals, ended = frames["arrivals"], frames["ended"]
     keys = ["architecture", "task", "seed", "rate"]
     why = ended.set_index(keys)["why"] == "diverged"
-    index: Any = pd.MultiIndex.from_frame(arrivals[keys])
+    asked: Any = arrivals[keys]
+    index: Any = pd.MultiIndex.from_frame(asked)
     return arrivals.assign(diverged=why.reindex(index).fillna(False).to_numpy(bool))
 
 

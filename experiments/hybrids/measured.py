@@ -113,7 +113,7 @@ def measured(study: Hybrids, cells: Sequence[Cell], folder: RunFolder) -> Measur
 
 
 def measured_cell(
-    study: Hybrids, cell: Cell, models: Path, progress: Callable[[int], None]
+    study: Hybrids, cell: Cell, models: Path, progress: Callable[[int], object]
 ) -> Frames:
     """One cell from its training to the inside of its models."""
     device = device_of(study.device)

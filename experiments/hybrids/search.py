@@ -22,7 +22,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -154,9 +154,11 @@ def _halved(
         spent += flops(left, size, steps, tokens, study.seeds)
         table = pd.concat(rows, ignore_index=True)
         # A seed without a score counts as the worst there is: it must not help its candidate.
-        means = table.assign(score=table["score"].fillna(-math.inf)).groupby("blocks")["score"]
+        known = table.assign(score=table["score"].fillna(-math.inf))
+        means: pd.Series = known.groupby("blocks")["score"].mean()  # pyright: ignore[reportAssignmentType]
         following = plan[generation + 1][0] if generation + 1 < len(plan) else count
-        best = set(means.mean().sort_values(ascending=False).index[:following])
+        names: list[Any] = means.sort_values(ascending=False).index.tolist()
+        best = list(map(str, names[:following]))
         tables.append(table.assign(kept=table["blocks"].isin(best)))
         left = tuple(blocks for blocks in left if written(blocks) in best)
     return left, pd.concat(tables, ignore_index=True), spent

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from experiments.hybrids.study import Hybrids
     from experiments.run_folder import RunFolder
 
+REPORTED = ("architecture", "parameters", "value", "low", "high", "front")
+
 
 def finished(study: Hybrids, folder: RunFolder, found: Searched) -> Outcome:
     """Write front, rungs, figure and page into the folder."""
@@ -79,8 +81,9 @@ def rungs_figure(rungs: pd.DataFrame) -> Figure:
     from experiments.plots import curve, panels
 
     figure, axes = panels(width=5.4)
-    means = rungs.groupby(["blocks", "architecture", "steps"], as_index=False)["score"].mean()
-    means = means.rename(columns={"score": "value"}).sort_values("steps")
+    means: Any = rungs.groupby(["blocks", "architecture", "steps"], as_index=False)["score"].mean()
+    means["value"] = means["score"]
+    means = means.sort_values("steps")
     ax: Any = axes[0, 0]
     for _, rows in means.groupby("blocks"):
         ax.plot(rows["steps"], rows["value"], color="0.75", marker="o", ms=3, lw=1, zorder=1)
@@ -118,7 +121,7 @@ def _report(study: Hybrids, found: Searched, table: pd.DataFrame) -> Report:
             "is the front. Intervals are 95 %, over prompts and seeds.",
             "rungs": "Scores that chose, by steps of training: grey what was dropped.",
         },
-        tables={"Reported": table[["architecture", "parameters", "value", "low", "high", "front"]]},
+        tables={"Reported": table.loc[:, list(REPORTED)]},
         caveats=[
             "What learns slowly at first is dropped, whatever it would become.",
             f"{tried} orders of very many were tried.",

@@ -152,7 +152,8 @@ def _reads(opened: Opened, other: Base) -> bool:
     from transformers import AutoTokenizer
 
     theirs = AutoTokenizer.from_pretrained(other.folder or other.weights)
-    return theirs.get_vocab() == opened.data.tokenizer.get_vocab()
+    own: Any = opened.data  # of tokens: prompts have no encoder to lend, and were refused
+    return theirs.get_vocab() == own.tokenizer.get_vocab()
 
 
 def bases(study: Resetting) -> tuple[Pretraining, ...]:
