@@ -37,7 +37,7 @@ class Hybrids(Regime, RunOptions):
     linear sparse
     """
 
-    steps: int = 2_000
+    steps: int = 1_700
     """Updates; each reads fresh prompts."""
     rate: float = 1e-3
     """Peak learning rate."""
