@@ -152,6 +152,8 @@ def _tables(findings: Findings) -> dict[str, pd.DataFrame]:
             "within": "published is inside",
         }
         columns.pop("broken")
+        against = beside["published_denominator"].fillna("–")
+        beside = beside.assign(published_denominator=against)
         tables[f"Beside {SOURCE}"] = chosen(beside, columns)
     shifted = findings.scores
     shifted = shifted.loc[
