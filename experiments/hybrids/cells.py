@@ -47,12 +47,22 @@ def cells_of(study: Hybrids) -> tuple[Cell, ...]:
 
     Raises ValueError for a model that cannot be built.
     """
-    return tuple(
+    cells = tuple(
         Cell(label, study.task(name), config_of(study, text, study.task(name), std))
         for name in study.functions
         for text in study.architectures
         for label, std in _variants(study, text)
     )
+    for name in study.functions:
+        mine = [cell for cell in cells if cell.task.name == name]
+        models = [str(cell.config.to_dict()) for cell in mine]
+        labels = [cell.architecture for cell in mine]
+        if len(set(models)) < len(mine) or len(set(labels)) < len(mine):
+            raise ValueError(
+                f"two of {', '.join(labels)} are the same model: give each architecture and each"
+                " --position-std once"
+            )
+    return cells
 
 
 def config_of(

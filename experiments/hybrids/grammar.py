@@ -39,6 +39,9 @@ FFNKind = Literal["gelu", "swiglu", "mamba", "none"]
 NormKind = Literal["layer", "rms"]
 PositionKind = Literal["learned", "rope", "none"]
 
+MOST = 1000
+"""Blocks of a model, at most."""
+
 _WORDS: Mapping[str, tuple[str, str]] = {
     "learned": ("position", "learned"),
     "rope": ("position", "rope"),
@@ -136,6 +139,8 @@ def parse(text: str) -> tuple[Block, ...]:
     blocks: list[Block] = []
     for item, times in items:
         inner = parse(item[1:-1]) if item.startswith("(") else (_block(item),)
+        if len(blocks) + len(inner) * times > MOST:
+            raise ValueError(f"more than {MOST} blocks in {text[:60]!r}: give fewer")
         blocks += inner * times
     return tuple(blocks)
 

@@ -143,7 +143,9 @@ def measured_cell(
     frames |= {"curve": trained.curve, "arrivals": trained.arrivals, "ended": trained.ended}
     frames |= _judged(study, cell, trained)
     if study.inside:
-        for seed in seeds:
+        # Of a seed that diverged there is nothing to look into; scores count it as broken.
+        whole = trained.ended.loc[trained.ended["why"] != "diverged", "seed"]
+        for seed in map(int, whole):
             for name, rows in inside(trained.model(seed), cell.task, seed, study.prompts).items():
                 frames[name] = pd.concat([frames[name], rows], ignore_index=True)
     for kept in ("checkpoints", "rates"):

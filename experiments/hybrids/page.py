@@ -77,6 +77,9 @@ def _question(findings: Findings) -> str:
 def _sentences(findings: Findings) -> list[str]:
     said = []
     for row in findings.table.to_dict("records"):
+        if not row["seeds"]:
+            said.append(f"{row['architecture']} on {row['task']}: no seed has finite predictions.")
+            continue
         known = math.isfinite(row["low"])
         ends = f" (95 % interval {row['low']:.3f} to {row['high']:.3f})" if known else ""
         said.append(

@@ -87,6 +87,11 @@ def searched(study: Hybrids, folder: RunFolder) -> Outcome:
             f"--search with --functions {' '.join(study.functions)}: a search has one score; give"
             " one function class"
         )
+    if study.match or study.rates:
+        raise ValueError(
+            "--search with --match or --rates: candidates are of the widths they have and train at"
+            " one --rate; leave them out"
+        )
     first = candidates_of(study)
     folder.create()
     last, rungs, spent = _halved(study, first, folder)
@@ -109,6 +114,11 @@ def candidates_of(study: Hybrids) -> tuple[tuple[Block, ...], ...]:
     plan = (study.generations, study.steps)
     tokens = 2 * study.task(study.functions[0]).points * study.batch
     return affordable(found, size, plan, tokens, study.seeds, study.compute)
+
+
+def selection_seeds(study: Hybrids) -> range:
+    """Seeds that choose; none of them is reported."""
+    return range(SEEDS_APART + study.seed, SEEDS_APART + study.seed + study.seeds)
 
 
 def _size(study: Hybrids) -> Size:
@@ -145,7 +155,7 @@ def _halved(
                             "blocks": written(blocks),
                             "architecture": named(blocks),
                             "parameters": size.parameters(blocks),
-                            "seed": range(SEEDS_APART, SEEDS_APART + study.seeds),
+                            "seed": selection_seeds(study),
                             "score": scores,
                         }
                     )
@@ -170,7 +180,7 @@ def _scores(study: Hybrids, blocks: Sequence[Block], steps: int, place: Path) ->
     device = device_of(study.device)
     config = config_of(study, written(blocks), task)
     regime = dataclasses.replace(regime_of(study, task).over(steps), keep=False)
-    seeds = range(SEEDS_APART + study.seed, SEEDS_APART + study.seed + study.seeds)
+    seeds = selection_seeds(study)
     cell = Cell(named(blocks), task, config)
     trained = train_seeds(config, task, regime, seeds, place / f"{steps}-{cell.key}", device=device)
     prompts = held_out(task, SELECTED_ON, device, PURPOSE)

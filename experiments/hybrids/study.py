@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -123,12 +124,32 @@ class Hybrids(Regime, RunOptions):
 
     def __post_init__(self) -> None:
         RunOptions.__post_init__(self)
+        for each in dataclasses.fields(self):
+            value = getattr(self, each.name)
+            numbers = value if isinstance(value, tuple) else (value,)
+            odd = [v for v in numbers if isinstance(v, float) and not math.isfinite(v)]
+            if odd and (each.name != "compute" or math.isnan(odd[0])):
+                name = each.name.replace("_", "-")
+                raise ValueError(f"--{name} {odd[0]} asked for: give a finite number")
         Regime.__post_init__(self)
         for name in ("seeds", "layers", "d_model", "heads", "generations", "candidates"):
             if getattr(self, name) < 1:
                 raise ValueError(
                     f"--{name.replace('_', '-')} {getattr(self, name)} asked for: give at least 1"
                 )
+        if not re.fullmatch(r"auto|(cpu|cuda|mps|xpu)(:\d+)?", self.device):
+            raise ValueError(f"--device {self.device}: give auto, cpu, cuda, cuda:1, mps or xpu")
+        if self.d_ff < 0 or self.per_decade > 100 or not self.thresholds:
+            raise ValueError(
+                f"--d-ff {self.d_ff}, --per-decade {self.per_decade:g}, --thresholds"
+                f" {self.thresholds}: give a width from 0 on, at most 100 evaluations a decade and"
+                " at least one threshold"
+            )
+        if self.candidates < 2 or self.most_parameters < 1 or not self.compute > 0:
+            raise ValueError(
+                f"--candidates {self.candidates}, --most-parameters {self.most_parameters},"
+                f" --compute {self.compute:g}: give at least 2, at least 1, and more than 0"
+            )
         if self.jobs < 0:
             raise ValueError(f"--jobs {self.jobs} asked for: give 0 or more")
         if self.prompts < 2:
@@ -142,7 +163,11 @@ class Hybrids(Regime, RunOptions):
             if not values or len(set(values)) < len(values):
                 raise ValueError(f"--{name} {' '.join(values)}: give at least one, each once")
         for text in (*self.architectures, *([self.match] if self.match else [])):
-            blocks_of(text, self.layers)
+            if all(block.mixer == "none" and not block.has_mamba for block in self.blocks(text)):
+                raise ValueError(
+                    f"--architectures {text}: without attention and Mamba nothing sees an example;"
+                    " give one of them to a block"
+                )
         for name in self.functions:
             named(name)
         for shift in self.shifts:

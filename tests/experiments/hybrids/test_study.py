@@ -69,6 +69,14 @@ def test_matched_architectures_have_about_as_many_parameters() -> None:
         ({"seed": 999_999}, "seeds from 1000000 on"),
         ({"sweep_share": 0.0}, "--sweep-share"),
         ({"architectures": ("mamba-mamba_ffn-rms",)}, "two Mambas"),
+        ({"architectures": ("gelu-rms*2",)}, "nothing sees an example"),
+        ({"architectures": ("attention*100000000",)}, "more than 1000 blocks"),
+        ({"rate": float("nan")}, "--rate nan"),
+        ({"clip": float("inf")}, "--clip inf"),
+        ({"device": "foo"}, "--device foo"),
+        ({"d_ff": -1}, "--d-ff -1"),
+        ({"thresholds": ()}, "at least one threshold"),
+        ({"candidates": 1}, "--candidates 1"),
     ],
 )
 def test_nonsense_is_refused(options: dict[str, Any], said: str) -> None:
@@ -80,6 +88,14 @@ def test_a_model_that_cannot_be_built_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="heads must divide d_model"):
         run_study("hybrid", Hybrids(heads=3, runs=tmp_path))
     assert not list(tmp_path.iterdir())
+
+
+def test_the_same_model_twice_is_refused_before_any_training() -> None:
+    with pytest.raises(ValueError, match="the same model"):
+        cells_of(Hybrids(architectures=("gpt2",), position_std=(1.0, 1.0)))
+    twice = ("attention-rms*2", "attention-rms,attention-rms")
+    with pytest.raises(ValueError, match="the same model"):
+        cells_of(Hybrids(architectures=twice))
 
 
 def test_a_search_of_several_functions_is_refused(tmp_path: Path) -> None:
