@@ -273,7 +273,8 @@ def _annealed(ledger: pd.DataFrame) -> list[str]:
             f"After the rate went to 0, {TARGETS[target]} leaves a gap of "
             f"{nats(float(np.median(rows['gap'].to_numpy(float))))} nat (median of "
             f"{counted(len(rows), 'student')}); {same} {'is' if same == 1 else 'are'} "
-            f"approximately the same as before (within {tolerance} nat)."
+            f"approximately the same as before (within {tolerance} nat). Students that stopped "
+            "because they were back are not among them."
         )
     return said
 

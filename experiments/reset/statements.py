@@ -131,7 +131,8 @@ def _within_noise(ledger: pd.DataFrame) -> Iterator[str]:
     same = recovered_within(gaps, floor)
     yield (
         f"After the rate had gone to 0, {int(same['same'].sum())} of {len(same)} students "
-        "were within max(0.01 nat, two standard errors of the no-op arm) of the base."
+        "were within max(0.01 nat, two standard errors of the no-op arm) of the base; those that "
+        "stopped because they were back are not among them."
     )
 
 

@@ -150,8 +150,16 @@ class Resetting(RunOptions):
                 raise ValueError(f"--{option} {values}: give learning rates above 0")
         if not 0 < self.budget < math.inf:
             raise ValueError(f"--budget {self.budget:g} asked for: give tokens, or a share below 1")
-        if min(self.unique) < 0 or not math.isfinite(max(self.unique)):
-            raise ValueError(f"--unique {min(self.unique):g} asked for: give tokens, 0 for all")
+        if not 0 <= self.save_every < math.inf:
+            raise ValueError(f"--save-every {self.save_every:g} asked for: give seconds")
+        if math.isnan(self.largest) or self.largest <= 0:
+            raise ValueError(f"--largest {self.largest:g} asked for: give FLOPs above 0")
+        if (
+            any(map(math.isnan, self.unique))
+            or min(self.unique) < 0
+            or not math.isfinite(max(self.unique))
+        ):
+            raise ValueError(f"--unique {self.unique} asked for: give tokens, 0 for all")
         if min(self.shares) <= 0 or max(self.shares) > 1:
             raise ValueError(f"--shares {self.shares}: give shares of the training in (0, 1]")
         if not 0 <= self.cache < math.inf:
