@@ -90,8 +90,8 @@ def main(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def asked(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows of the question: whole blocks, the base's initialiser, fresh data of the first origin
-    that there is, each target; every kind of weights."""
+    """Rows of the question: whole blocks, the base's initialiser, fresh data of the origin that
+    most bases have (of several, the first), each target; every kind of weights."""
     if rows.empty:
         return rows
     keep = (
@@ -101,8 +101,9 @@ def asked(rows: pd.DataFrame) -> pd.DataFrame:
         & rows["unique"].isna()
     )
     rows = rows.loc[keep]
-    present = [origin for origin in ORIGINS if (rows["origin"] == origin).any()]
-    return rows.loc[rows["origin"] == present[0]] if present else rows
+    bases = {o: rows.loc[rows["origin"] == o, "base"].nunique() for o in ORIGINS}
+    most = max(bases, key=lambda origin: bases[origin])
+    return rows.loc[rows["origin"] == most] if bases[most] else rows
 
 
 def one_weights(rows: pd.DataFrame) -> pd.DataFrame:
