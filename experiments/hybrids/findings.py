@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 
 from experiments.hybrids.comparisons import compared, failures_compared
-from experiments.hybrids.inside import DENOMINATORS
+from experiments.hybrids.denominators import DENOMINATORS
+from experiments.hybrids.measured import FRAMES
 from experiments.hybrids.published import TASKS as PUBLISHED
 from experiments.hybrids.published import beside_published
 from experiments.hybrids.schemes import adoptions, switches
@@ -25,10 +26,7 @@ if TYPE_CHECKING:
     from experiments.hybrids.study import Hybrids
     from experiments.run_folder import RunFolder
 
-KEPT = (
-    *("curve", "arrivals", "ended", "rates", "sums", "distances", "labels"),
-    *("ablations", "attention", "probes"),
-)
+KEPT = tuple(name for name in FRAMES if name != "errors")
 """Frames that are left beside the metrics."""
 REFERENCES = ("gpt2", "mamba")
 """Architectures that are denominators too: the paper's of trees and of parity."""

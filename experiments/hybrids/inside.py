@@ -8,6 +8,7 @@ on. Components are named as everywhere: L1H2, L0F, L3M.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 
 import pandas as pd
@@ -15,13 +16,12 @@ import torch
 
 from ablate.hooked import HookedModel
 from experiments.hybrids.ablations import FillName, ablations
-from experiments.hybrids.baselines import BAYES, PAPER_BASELINE, predictions
+from experiments.hybrids.denominators import denominator
 from experiments.hybrids.label_attention import asking_again, prompt_attention
 from experiments.hybrids.prompts import Prompts
 from experiments.hybrids.streams import held_out
 from experiments.hybrids.task_table import Task
 from experiments.hybrids.weight_probes import weight_probes
-from probes.regression import squared_error_by_examples
 
 PURPOSE = "inside"
 """Of the held-out prompts."""
@@ -32,17 +32,14 @@ LOOKED_AT = 128
 FITTED = 1024
 """Prompts that probes are fitted on; judged on half as many others."""
 FILLS: tuple[FillName, ...] = ("zero", "mean")
-DENOMINATORS = {**dict.fromkeys(BAYES, "bayes"), **PAPER_BASELINE, "tree": "tree-signs"}
-"""Task -> the baseline that a score is named after: the paper's where that is an algorithm."""
 
 
 def inside(folder: Path, task: Task, seed: int, prompts: int) -> dict[str, pd.DataFrame]:
     """Frames of one model: ablations, attention, probes."""
     model = HookedModel.from_pretrained(str(folder))
     cpu = torch.device("cpu")
-    asked = held_out(task, min(prompts, ABLATED), cpu, PURPOSE)
+    asked, beside = _asked(task, min(prompts, ABLATED))
     reference = held_out(task, min(prompts, ABLATED), cpu, f"{PURPOSE} means")
-    beside = _denominator(task, asked)
     removed = [
         ablations(model, asked, fill=fill, reference=reference).frame(beside, seed=seed)
         for fill in FILLS
@@ -64,13 +61,13 @@ def inside(folder: Path, task: Task, seed: int, prompts: int) -> dict[str, pd.Da
     }
 
 
-def _denominator(task: Task, prompts: Prompts) -> dict[str, torch.Tensor]:
-    """The task's baseline on these prompts; none where it has none or it is slow."""
-    name = DENOMINATORS.get(task.name)
-    if name is None or name in ("network", "tree-signs"):
-        return {}
-    said = predictions(prompts, (name,))[name]
-    return {name: squared_error_by_examples(said, prompts.ys)}
+@lru_cache(maxsize=4)
+def _asked(task: Task, count: int) -> tuple[Prompts, dict[str, torch.Tensor]]:
+    """The prompts that components are removed on, with the baseline's errors: the same for all
+    models of a function class."""
+    prompts = held_out(task, count, torch.device("cpu"), PURPOSE)
+    name, errors = denominator(task.name, prompts)
+    return prompts, {name: errors}
 
 
 def _probes(model: HookedModel, task: Task, seed: int, generator: torch.Generator) -> pd.DataFrame:

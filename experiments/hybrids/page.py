@@ -46,14 +46,13 @@ LOOKING = ("label", "input", "own", "previous", "pairing", "match", "match_shuff
 
 def report(findings: Findings) -> Report:
     """The page of a run; captions belong to the figures of `figures`."""
-    study = findings.study
     return Report(
         title="Which hybrids learn functions in context, and with which parts?",
         question=_question(findings),
         findings=_sentences(findings),
         captions=CAPTIONS,
         tables=_tables(findings),
-        caveats=_caveats(findings) if study.seeds else (),
+        caveats=_caveats(findings),
     )
 
 

@@ -21,14 +21,15 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import torch
 
 from ablate.placement import load
-from experiments.hybrids.baselines import predictions
 from experiments.hybrids.candidates import (
     KNOWN,
     Size,
@@ -39,15 +40,17 @@ from experiments.hybrids.candidates import (
     named,
 )
 from experiments.hybrids.cells import Cell, cells_of, config_of
+from experiments.hybrids.denominators import denominator
 from experiments.hybrids.evaluation import predicted
 from experiments.hybrids.grammar import Block, preset, written
-from experiments.hybrids.inside import DENOMINATORS
 from experiments.hybrids.measured import Measured, measured, regime_of
-from experiments.hybrids.prompts import counted
+from experiments.hybrids.prompts import Prompts, counted
 from experiments.hybrids.streams import held_out
 from experiments.hybrids.sums import prompt_sums
+from experiments.hybrids.task_table import Task
 from experiments.hybrids.training import train_seeds
 from experiments.pretrain_setup import device_of
+from probes.regression import squared_error_by_examples
 
 if TYPE_CHECKING:
     from experiments.hybrids.study import Hybrids
@@ -183,20 +186,27 @@ def _scores(study: Hybrids, blocks: Sequence[Block], steps: int, place: Path) ->
     seeds = selection_seeds(study)
     cell = Cell(named(blocks), task, config)
     trained = train_seeds(config, task, regime, seeds, place / f"{steps}-{cell.key}", device=device)
-    prompts = held_out(task, SELECTED_ON, device, PURPOSE)
-    inside = counted(prompts)
-    name = DENOMINATORS.get(task.name, "least-squares")
-    said = predictions(prompts, (name,))[name]
-    zero = prompt_sums(0 * prompts.ys[None], prompts.ys, inside)[0].mean()
-    base = prompt_sums(said[None], prompts.ys, inside)[0].mean()
+    prompts, zero, base = _selection(task, device)
     found = []
     for seed in seeds:
         model = load(str(trained.model(seed)), dtype="float32")[0]
         answers = predicted(model.to(device), prompts)
-        error = prompt_sums(answers[None], prompts.ys, inside)[0].mean()
+        error = prompt_sums(answers[None], prompts.ys, counted(prompts))[0].mean()
         score = (zero - error) / (zero - base)
         found.append(float(score) if np.isfinite(score) else math.nan)
     return found
+
+
+@lru_cache(maxsize=2)
+def _selection(task: Task, device: torch.device) -> tuple[Prompts, float, float]:
+    """The prompts that select, and the mean sums of errors on them of zero and of the baseline:
+    the same for every candidate."""
+    prompts = held_out(task, SELECTED_ON, device, PURPOSE)
+    _, errors = denominator(task.name, prompts)
+    inside = counted(prompts)
+    zero = squared_error_by_examples(torch.zeros_like(prompts.ys), prompts.ys)
+    sums = [float((each * inside).double().sum(1).mean()) for each in (zero, errors)]
+    return prompts, sums[0], sums[1]
 
 
 def front(table: pd.DataFrame) -> pd.Series:
