@@ -1,4 +1,4 @@
-"""A score's baseline gains over predicting 0 in every function class, or the score means nothing."""
+"""A score's baseline gains over predicting 0 in every function class; else it means nothing."""
 
 from __future__ import annotations
 
