@@ -29,6 +29,8 @@ from torch import Tensor
 from experiments.corruption import shifted
 from experiments.objectives import Batch
 
+LEAST_USE = 0.02
+"""Nat that a model has to gain from its source before shares of the gain are told."""
 ENDING_SHARE = 0.2
 """Share of the vocabulary that ends a phrase."""
 
@@ -101,11 +103,11 @@ def source_use(no_source_loss: float, loss: float, base_loss: float) -> float:
     """u = (ℓ_no-source − ℓ) / (ℓ_no-source − ℓ0): 1 as the base does, 0 as without a source.
 
     The first two are losses of one model, with another row's source and with its own: a decoder
-    that ignores its source has 0, however well it does without. nan where the base itself makes no
-    use of its source.
+    that ignores its source has 0, however well it does without. nan where the base itself gains
+    less than LEAST_USE from its source: there is nothing to have a share of.
     """
     best = no_source_loss - base_loss
-    return (no_source_loss - loss) / best if best > 0 else float("nan")
+    return (no_source_loss - loss) / best if best >= LEAST_USE else float("nan")
 
 
 def _turned(ends: Bool[np.ndarray, "pos"], longest: int) -> Int[np.ndarray, "pos"]:

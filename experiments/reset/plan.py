@@ -257,6 +257,13 @@ def _site(
 def _check_text(study: Resetting, opened: Opened, budget: float) -> None:
     """ValueError where the text is shorter than what is asked of it."""
     held_out(opened, study.evaluate, "report")
+    order = opened.data.objective.order
+    step = order.step_tokens(0) // opened.steps_in
+    if budget < step:
+        raise ValueError(
+            f"--budget {budget:,.0f} tokens asked for: a step of {opened.name} reads {step:,}; give"
+            " at least that, or a smaller --step"
+        )
     if isinstance(opened.data, PromptData):
         return  # there are always more prompts
     stream = opened.data.objective.order.legs[0].rows.stream

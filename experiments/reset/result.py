@@ -130,6 +130,25 @@ def lead(rows: pd.DataFrame, family: str | None = None) -> pd.DataFrame:
     return rows
 
 
+def base_names(ledger: pd.DataFrame) -> dict[str, str]:
+    """A short name for every base that is called by its folder: `opt 4×64, seed 0`.
+
+    Bases that would share a name keep their folder's.
+    """
+    if ledger.empty:
+        return {}
+    rows = ledger.drop_duplicates("base")
+    rows = rows.loc[rows["base"].str.contains(r"[/\\]")]
+    names = [
+        f"{row['architecture']} {row['n_layers']}×{row['d_model']}"
+        + (f", seed {row['base_seed']}" if row["base_seed"] >= 0 else "")
+        for row in rows.to_dict("records")
+    ]
+    return {
+        base: name for base, name in zip(rows["base"], names, strict=True) if names.count(name) == 1
+    }
+
+
 def families(rows: pd.DataFrame) -> list[str]:
     """The families present, decoders first."""
     return [name for name in FAMILIES if len(rows) and (rows["family"] == name).any()]

@@ -129,15 +129,15 @@ def _fastest_and_slowest(crossings: pd.DataFrame) -> list[str]:
         within = f"within {THRESHOLD:g} nat"
         parts = []
         if len(came):
-            first = came.iloc[0]
-            parts.append(f"fastest {_place(first)}, {within} after {text(first['value'])}{of}")
-        if len(came) > 1 and never.empty:
-            last = came.iloc[-1]
-            parts.append(f"slowest {_place(last)}, after {text(last['value'])}")
+            least, most = came["value"].min(), came["value"].max()
+            fastest = _tied(came.loc[came["value"] == least])
+            parts.append(f"fastest {fastest}, {within} after {text(least)}{of}")
+            if most > least and never.empty:
+                slowest = _tied(came.loc[came["value"] == most])
+                parts.append(f"slowest {slowest}, after {text(most)}")
         if len(never):
-            names = listed([_place(row) for row in never.to_dict("records")])
             bound = text(float(never["bound"].min()))
-            parts.append(f"not {within} after {bound}: {names}")
+            parts.append(f"not {within} after {bound}: {_tied(never)}")
         said.append(f"{_raised(TARGETS[target])}: {'; '.join(parts)} (medians over seeds).")
     return said
 
@@ -285,6 +285,11 @@ def _who(rows: pd.DataFrame) -> str:
         for row in rows.drop_duplicates(["stack", "layer", "target"]).to_dict("records")
     ]
     return f"of {listed(names)}"
+
+
+def _tied(rows: pd.DataFrame) -> str:
+    """The places of rows that are level."""
+    return listed([_place(row) for row in rows.to_dict("records")])
 
 
 def _place(row: Mapping[Any, Any] | pd.Series) -> str:

@@ -16,6 +16,7 @@ import pandas as pd
 from experiments.report import numbers
 from experiments.reset.result import (
     TARGETS,
+    base_names,
     families,
     finished,
     main,
@@ -192,13 +193,18 @@ def cost(ledger: pd.DataFrame) -> pd.DataFrame:
 
 def tables(result: Result) -> dict[str, pd.DataFrame]:
     """All tables with something in them, by caption."""
+    names = base_names(result.ledger)
+    ledger, crossings, rates = (
+        frame.assign(base=frame["base"].replace(names)) if "base" in frame else frame
+        for frame in (result.ledger, result.crossings, result.rates)
+    )
     made = {
-        "Bases: what was reset": bases(result.ledger),
+        "Bases: what was reset": bases(ledger),
         "How much it takes: median over seeds, from the smallest to the largest": shares_table(
-            result.crossings
+            crossings
         ),
-        "Learning rates picked, on rows that no result is from": rates_table(result.rates),
-        "Cost: students that read the same batches share a clock": cost(result.ledger),
+        "Learning rates picked, on rows that no result is from": rates_table(rates),
+        "Cost: students that read the same batches share a clock": cost(ledger),
     }
     return {caption: table for caption, table in made.items() if len(table)}
 

@@ -87,3 +87,4 @@ def test_source_use_runs_from_none_to_the_base_s():
     assert source_use(3.0, 3.0, 1.0) == 0
     assert source_use(3.0, 2.0, 1.0) == 0.5
     assert math.isnan(source_use(1.0, 1.0, 1.0))
+    assert math.isnan(source_use(1.01, 1.0, 1.0))  # a hundredth of a nat is no use to share

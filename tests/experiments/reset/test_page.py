@@ -9,7 +9,7 @@ import pytest
 from experiments.report import page
 from experiments.reset.crossing import crossings
 from experiments.reset.page import report
-from experiments.reset.result import Result
+from experiments.reset.result import Result, base_names
 from experiments.reset.sentences import sentences
 from experiments.reset.tables import (
     answer_line,
@@ -161,6 +161,25 @@ def test_captions_belong_to_figures_and_name_no_arm_that_is_not_there(study: Res
     captions = report(result(rows)).captions
     assert "from scratch" not in captions["recovery"]
     assert "without a reset" not in captions["recovery"]
+
+
+def test_places_that_are_level_are_all_named():
+    rows = pd.concat(
+        [student(layer, gap=lambda t: 1.0 if t == 0 else 0.01) for layer in (1, 3)]
+        + [student(2, gap=lambda t: 1.0 if t < 0.01 * T0 else 0.01)],
+        ignore_index=True,
+    )
+    said = "\n".join(sentences(result(rows)))
+    assert re.search(r"LM loss: fastest L1 and L3, within 0\.05 nat .*; slowest L2, after", said)
+
+
+def test_a_base_in_a_folder_goes_by_its_shape_in_tables(study: Result):
+    folders = study.ledger.assign(base="runs/pretrain/1a2b/model", architecture="opt")
+    made = list(tables(result(folders)).values())
+    assert all(set(table["base"]) == {"opt 4×64, seed 0"} for table in made)
+    two = pd.concat([folders, folders.assign(base="elsewhere/model")], ignore_index=True)
+    named = base_names(two)  # one name for two would hide one of them
+    assert named == {}
 
 
 def test_bases_and_cost_count_what_was_done(study: Result):

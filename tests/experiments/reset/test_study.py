@@ -185,6 +185,7 @@ def test_cycled_data_is_a_share_of_t0(base: Path, tmp_path: Path):
         (["--origin", "held-out", "--budget", "1e9"], "different tokens asked for"),
         (["--shares", "0.3"], "share 0.3 of the training"),
         (["--budget", "0"], "--budget 0"),
+        (["--budget", "10"], "a step of"),
         (["--rates", "0"], "learning rates above 0"),
         (["--seeds", "0"], "--seeds 0"),
         (["--layers", "-1"], "layers count from 0"),
