@@ -114,7 +114,7 @@ def base_at(
     """
     from transformers import AutoConfig
 
-    import experiments.hybrids.model  # noqa: F401  transformers knows hybrids from then on
+    import experiments.hybrids.architecture.model  # noqa: F401  transformers knows hybrids from then on
     from ablate.placement import resolve
 
     weights, local = resolve(name)

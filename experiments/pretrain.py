@@ -118,7 +118,7 @@ class Pretraining(RunOptions):
         self._check_objective()
 
     def _check_blocks(self) -> None:
-        from experiments.hybrids.grammar import blocks_of
+        from experiments.hybrids.architecture.grammar import blocks_of
 
         if not self.blocks:
             return

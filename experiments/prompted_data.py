@@ -28,11 +28,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from experiments.hybrids.curriculum import Curriculum
-from experiments.hybrids.prompts import counted, interleaved
-from experiments.hybrids.streams import HELD_OUT, held_out
-from experiments.hybrids.task_table import Task
-from experiments.hybrids.tasks import sample
+from experiments.hybrids.learning.curriculum import Curriculum
+from experiments.hybrids.learning.streams import HELD_OUT, held_out
+from experiments.hybrids.regression.prompts import counted, interleaved
+from experiments.hybrids.regression.task_table import Task
+from experiments.hybrids.regression.tasks import sample
 from experiments.objectives import Batch, chosen_rows
 
 if TYPE_CHECKING:

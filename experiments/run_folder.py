@@ -84,7 +84,7 @@ def run_study(name: str, study: Study) -> tuple[RunFolder, Outcome]:
         if folder.finished:
             return folder, folder.outcome()
         folder.check_writable()
-        import experiments.hybrids.model  # noqa: F401  # hybrids load by their folder from here on
+        import experiments.hybrids.architecture.model  # noqa: F401  # hybrids load by their folder from here on
 
         return folder, study.run(folder)
 

@@ -3,7 +3,7 @@
 One row a family: opt, gpt2 and llama decode, bert encodes, t5 and bart do both (N blocks in each
 stack). All are Hugging Face's own classes with their own initialisers, without dropout, the FFN
 four times as wide as the stream (llama's gated one 8/3 times, which is as many weights), the
-output tied to the embedding. A hybrid's blocks are written (`experiments.hybrids.grammar`); it
+output tied to the embedding. A hybrid's blocks are written (the grammar of experiments.hybrids); it
 begins by its unified law, and its Mambas are twice as wide as the stream, as Mamba's own.
 
 Where it misleads: families differ in more than their kind. opt, gpt2, llama and t5 normalise before
@@ -126,8 +126,8 @@ def _llama(shape: Shape) -> Any:
 
 
 def _hybrid(shape: Shape) -> Any:
-    from experiments.hybrids.grammar import blocks_of, written
-    from experiments.hybrids.model import Hybrid, HybridConfig
+    from experiments.hybrids.architecture.grammar import blocks_of, written
+    from experiments.hybrids.architecture.model import Hybrid, HybridConfig
 
     blocks = blocks_of(shape.blocks, shape.layers)
     gated = all(block.ffn != "gelu" for block in blocks)

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -68,6 +69,14 @@ class Schedule:
             progress = self.cycles * progress % 1.0
         floor = self.peak * self.final_share
         return floor + (self.peak - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def log_spaced(steps: int, per_decade: float, first: int = 1) -> list[int]:
+    """0, about `per_decade` whole steps a decade from `first` on, and `steps`: when to measure."""
+    first = min(first, steps)
+    count = 1 + math.ceil(per_decade * math.log10(steps / first))
+    points = np.logspace(math.log10(first), math.log10(steps), count)
+    return sorted({0, steps, *(round(float(p)) for p in points)})
 
 
 @dataclass

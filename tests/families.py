@@ -210,7 +210,7 @@ def tiny(
 def class_of(name: str) -> Any:
     """A model or config class: transformers', or this project's own."""
     if name in ("Hybrid", "HybridConfig"):
-        from experiments.hybrids import model
+        from experiments.hybrids.architecture import model
 
         return getattr(model, name)
     return getattr(hf, name)

@@ -33,13 +33,13 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from experiments.reset.memory import keep_freed
+from experiments.memory import keep_freed
 
 if TYPE_CHECKING:
     from experiments.bench.workers import Setting
     from experiments.bench.works import Work
-    from experiments.hybrids.model import Hybrid, HybridConfig
-    from experiments.hybrids.runs import Run as Training
+    from experiments.hybrids.architecture.model import Hybrid, HybridConfig
+    from experiments.hybrids.learning.runs import Run as Training
 
 Run = Callable[[], Float[np.ndarray, "..."]]
 POINTS, D_X, D_STATE, EXPAND, HEADS = 12, 5, 16, 4, 4
@@ -61,8 +61,8 @@ def prepared(contender: str, setting: Setting, work: Work) -> Run:
 
 def config_of(preset: str, sizes: tuple[int, ...]) -> HybridConfig:
     """The small model: `sizes` are its width and its layers."""
-    from experiments.hybrids.grammar import blocks_of
-    from experiments.hybrids.model import HybridConfig
+    from experiments.hybrids.architecture.grammar import blocks_of
+    from experiments.hybrids.architecture.model import HybridConfig
 
     width, layers = sizes
     return HybridConfig(
@@ -87,7 +87,7 @@ def operations(model: str, work: Work) -> dict[str, int]:
     cells = work.rows.size * EXPAND * work.sizes[0] * D_STATE
     if work.name == "hybrid-scan":
         return dict.fromkeys(("ours", "hf-mamba"), PER_SCAN * cells)
-    from experiments.hybrids.model import Hybrid
+    from experiments.hybrids.architecture.model import Hybrid
 
     config = config_of(model, work.sizes)
     scans = sum(block.has_mamba for block in config.parsed)
@@ -105,12 +105,12 @@ def steps_of(model: str, work: Work) -> int:
 
 def _scan_of(contender: str) -> Callable[..., Tensor]:
     if contender == "ours":
-        from experiments.hybrids.scan import selective_scan
+        from experiments.hybrids.architecture.scan import selective_scan
 
         return selective_scan
     from transformers.models.mamba.modeling_mamba import mamba_selective_scan
 
-    from experiments.hybrids.scan import by_kernel
+    from experiments.hybrids.architecture.scan import by_kernel
 
     return lambda *given: by_kernel(mamba_selective_scan, *given)
 
@@ -145,8 +145,8 @@ def _entries(tensor: Tensor) -> Float[Tensor, "entry"]:
 
 
 def _ours(setting: Setting, work: Work) -> Run:
-    from experiments.hybrids.running import begun
-    from experiments.hybrids.training import advance
+    from experiments.hybrids.learning.running import begun
+    from experiments.hybrids.learning.training import advance
 
     training = _training(setting, work)
     running = begun(training)
@@ -212,10 +212,10 @@ STEPPERS: dict[str, Callable[[Setting, Work], Run]] = {
 
 
 def _training(setting: Setting, work: Work) -> Training:
-    from experiments.hybrids.regimes import Regime
-    from experiments.hybrids.runs import Member
-    from experiments.hybrids.runs import Run as Training
-    from experiments.hybrids.tasks import small
+    from experiments.hybrids.learning.regimes import Regime
+    from experiments.hybrids.learning.runs import Member
+    from experiments.hybrids.learning.runs import Run as Training
+    from experiments.hybrids.regression.tasks import small
 
     regime = Regime(steps=10**6, batch=len(work.rows), optimiser="adam", rate=RATE)
     config = config_of(setting.model, work.sizes)
@@ -225,7 +225,7 @@ def _training(setting: Setting, work: Work) -> Training:
 
 
 def _initial(training: Training) -> Hybrid:
-    from experiments.hybrids.runs import initial_model
+    from experiments.hybrids.learning.runs import initial_model
 
     return initial_model(training.built, training.members[0].seed)
 
@@ -238,8 +238,8 @@ def _plain(
     work: Work,
 ) -> Run:
     """A training loop as one writes it, on the prompts that ours reads."""
-    from experiments.hybrids.streams import prompts_at
-    from experiments.hybrids.tasks import interleaved, predictions_at
+    from experiments.hybrids.learning.streams import prompts_at
+    from experiments.hybrids.regression.tasks import interleaved, predictions_at
 
     optimiser = torch.optim.Adam(model.parameters(), lr=RATE, fused=True)
     task, regime = training.task, training.regime

@@ -45,12 +45,12 @@ from torch import Tensor, nn
 from ablate.hooks import execution_device
 from ablate.places import Place, block_at
 from experiments.bench.arithmetic import Weights
+from experiments.memory import keep_freed
 from experiments.objectives import Batch, NextToken, Objective, losses
 from experiments.orders import Order
-from experiments.reset.climb import block_error
-from experiments.reset.memory import keep_freed
-from experiments.reset.session import Session, advance, trainings_of
-from experiments.reset.treatments import Target, Treatment, starts
+from experiments.reset.learning.climb import block_error
+from experiments.reset.learning.session import Session, advance, trainings_of
+from experiments.reset.learning.treatments import Target, Treatment, starts
 
 if TYPE_CHECKING:
     from ablate import HookedModel

@@ -12,10 +12,10 @@ import json
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from experiments.hybrids.grammar import parameters, written
-from experiments.hybrids.matching import matched
-from experiments.hybrids.model import HybridConfig
-from experiments.hybrids.task_table import Task
+from experiments.hybrids.architecture.grammar import parameters, written
+from experiments.hybrids.architecture.matching import matched
+from experiments.hybrids.architecture.model import HybridConfig
+from experiments.hybrids.regression.task_table import Task
 
 if TYPE_CHECKING:
     from experiments.hybrids.study import Hybrids

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from experiments.hybrids.comparisons import compared, failures_compared
-from experiments.hybrids.denominators import DENOMINATORS
 from experiments.hybrids.measured import FRAMES
-from experiments.hybrids.published import TASKS as PUBLISHED
-from experiments.hybrids.published import beside_published
-from experiments.hybrids.schemes import adoptions, switches
-from experiments.hybrids.scores import drawn_all, failure_rows, over_seeds, score_rows
-from experiments.hybrids.sums import gathered
-from experiments.hybrids.waiting import medians
+from experiments.hybrids.measuring.comparisons import compared, failures_compared
+from experiments.hybrids.measuring.denominators import DENOMINATORS
+from experiments.hybrids.measuring.schemes import adoptions, switches
+from experiments.hybrids.measuring.scores import drawn_all, failure_rows, over_seeds, score_rows
+from experiments.hybrids.measuring.sums import gathered
+from experiments.hybrids.measuring.waiting import medians
+from experiments.hybrids.report.published import TASKS as PUBLISHED
+from experiments.hybrids.report.published import beside_published
 from experiments.run_folder import Outcome
 
 if TYPE_CHECKING:
@@ -106,8 +106,8 @@ class Findings:
 
 def finished(study: Hybrids, folder: RunFolder, measured: Measured) -> Outcome:
     """Write what was found into the folder."""
-    from experiments.hybrids.figures import figures
-    from experiments.hybrids.page import report
+    from experiments.hybrids.report.figures import figures
+    from experiments.hybrids.report.page import report
 
     findings = findings_of(study, measured)
     if folder.leads:

@@ -29,7 +29,12 @@ import pandas as pd
 import torch
 
 from experiments.hybrids.cells import Cell
-from experiments.hybrids.evaluation import (
+from experiments.hybrids.inside.inspection import inside
+from experiments.hybrids.learning.rates import pick_rate
+from experiments.hybrids.learning.regimes import Regime
+from experiments.hybrids.learning.runs import Trained
+from experiments.hybrids.learning.training import train_seeds
+from experiments.hybrids.measuring.evaluation import (
     DENSE,
     Yardsticks,
     baselines_evaluated,
@@ -39,13 +44,8 @@ from experiments.hybrids.evaluation import (
     followed,
     yardsticks,
 )
-from experiments.hybrids.inside import inside
-from experiments.hybrids.rates import pick_rate
-from experiments.hybrids.regimes import Regime
-from experiments.hybrids.runs import Trained
-from experiments.hybrids.shift_table import parse_shift, shifts_for
-from experiments.hybrids.task_table import Task
-from experiments.hybrids.training import train_seeds
+from experiments.hybrids.regression.shift_table import parse_shift, shifts_for
+from experiments.hybrids.regression.task_table import Task
 from experiments.pretrain_setup import device_of
 
 if TYPE_CHECKING:

@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from experiments.config import LATER, NOT_HASHED, RunOptions
-from experiments.hybrids.grammar import THE_TWELVE, Block, blocks_of
-from experiments.hybrids.regimes import Regime
-from experiments.hybrids.shift_table import parse_shift
-from experiments.hybrids.task_table import Task, named, small
+from experiments.hybrids.architecture.grammar import THE_TWELVE, Block, blocks_of
+from experiments.hybrids.learning.regimes import Regime
+from experiments.hybrids.regression.shift_table import parse_shift
+from experiments.hybrids.regression.task_table import Task, named, small
 
 if TYPE_CHECKING:
     from experiments.run_folder import Outcome, RunFolder
@@ -195,7 +195,7 @@ class Hybrids(Regime, RunOptions):
     def run(self, folder: RunFolder) -> Outcome:
         """Train every cell, measure it, look inside, put it together."""
         if self.search:
-            from experiments.hybrids.search import searched
+            from experiments.hybrids.searching.search import searched
 
             return searched(self, folder)
         from experiments.hybrids.cells import cells_of

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from experiments.reset import crossing, statements
-from experiments.reset.accelerated import accelerated
-from experiments.reset.aside_sentences import aside_answer, aside_sentences
+from experiments.reset.report import statements
+from experiments.reset.report.aside_sentences import aside_answer, aside_sentences
+from experiments.reset.report.tables import answer_line, answers
 from experiments.reset.result import THRESHOLD, Result, knows_length, main
-from experiments.reset.survival import survival_steps
-from experiments.reset.tables import answer_line, answers
+from experiments.reset.statistics import crossing
+from experiments.reset.statistics.accelerated import accelerated
+from experiments.reset.statistics.survival import survival_steps
 from experiments.run_folder import Outcome
 
 if TYPE_CHECKING:

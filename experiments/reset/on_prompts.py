@@ -18,7 +18,7 @@ import pandas as pd
 
 from experiments.plots import style
 from experiments.report import Report
-from experiments.reset.recovery_figures import recovery
+from experiments.reset.report.recovery_figures import recovery
 from experiments.reset.result import (
     STACKS,
     THRESHOLD,
@@ -29,8 +29,8 @@ from experiments.reset.result import (
     targets,
     tokens_text,
 )
-from experiments.reset.summaries import medians
-from experiments.reset.survival import Headline, Unit, amount_text, headline
+from experiments.reset.statistics.summaries import medians
+from experiments.reset.statistics.survival import Headline, Unit, amount_text, headline
 from experiments.run_folder import Outcome
 
 if TYPE_CHECKING:

@@ -104,8 +104,8 @@ def parts(
 
 def finished(folder: RunFolder, findings: Findings) -> Outcome:
     """Write what was found into the folder."""
-    from experiments.reset.figures import figures
-    from experiments.reset.page import report
+    from experiments.reset.report.figures import figures
+    from experiments.reset.report.page import report
 
     findings.write(folder.path)
     return folder.finish(

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING
 from ablate.components import Stack
 from ablate.reset import Part, has_identity, places_of
 from experiments.prompted_data import PromptData
-from experiments.reset import arms, aside
-from experiments.reset.linear_start import refusal
+from experiments.reset.learning import arms, aside
+from experiments.reset.learning.linear_start import refusal
+from experiments.reset.learning.treatments import Treatment
 from experiments.reset.opened import Opened, held_out
-from experiments.reset.treatments import Treatment
 
 if TYPE_CHECKING:
     from torch import nn

@@ -182,7 +182,7 @@ class Resetting(RunOptions):
 
     def run(self, folder: RunFolder) -> Outcome:
         """Plan all jobs, pick learning rates, retrain, find the crossings, put it together."""
-        from experiments.reset.parallel import joined
+        from experiments.reset.learning.parallel import joined
 
         processes = joined(cpu=self.device_map is None).count
         if processes > 1 and (self.jobs > 1 or self.preset != "default"):
@@ -195,15 +195,15 @@ class Resetting(RunOptions):
 
             return paper(self, folder)
         from experiments.reset import on_prompts
-        from experiments.reset.figures import figures
         from experiments.reset.findings import findings_of
         from experiments.reset.opened import opened
-        from experiments.reset.page import report
         from experiments.reset.plan import planned
+        from experiments.reset.report.figures import figures
+        from experiments.reset.report.page import report
         from experiments.reset.work import foretold, ledger_of, picked
 
         if self.preset == "cross-attention" and not self.model:
-            from experiments.reset.aside import with_bases
+            from experiments.reset.learning.aside import with_bases
 
             self = with_bases(self)
         bases = opened(self)

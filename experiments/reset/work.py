@@ -21,7 +21,11 @@ import numpy as np
 import pandas as pd
 import torch
 
-from experiments.reset.foreign import retrain_foreign
+from experiments.reset.learning.foreign import retrain_foreign
+from experiments.reset.learning.parallel import joined
+from experiments.reset.learning.prefix_cache import PrefixCache
+from experiments.reset.learning.session import Session, retrain
+from experiments.reset.learning.whole import retrain_whole
 from experiments.reset.opened import (
     Opened,
     held_out,
@@ -30,11 +34,8 @@ from experiments.reset.opened import (
     opened_at,
     precision_of,
 )
-from experiments.reset.parallel import joined
 from experiments.reset.plan import Job, Pick, Plan, pick_of
-from experiments.reset.prefix_cache import PrefixCache
-from experiments.reset.session import Session, log_spaced, retrain
-from experiments.reset.whole import retrain_whole
+from experiments.training import log_spaced
 
 if TYPE_CHECKING:
     from experiments.reset.study import Resetting
@@ -82,7 +83,7 @@ def ledger_of(
 
 def foretold(study: Resetting, bases: Sequence[Opened], folder: RunFolder) -> pd.DataFrame:
     """What may foretell recovery, of every layer of every base, if it was asked for."""
-    from experiments.reset.predictors import predictors
+    from experiments.reset.statistics.predictors import predictors
 
     tables = []
     for base in bases if study.predictors else ():

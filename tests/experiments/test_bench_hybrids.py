@@ -16,7 +16,7 @@ from experiments.bench.plan import sessions_of
 from experiments.bench.study import Bench
 from experiments.bench.workers import Setting
 from experiments.bench.works import Work
-from experiments.hybrids.model import Hybrid
+from experiments.hybrids.architecture.model import Hybrid
 from experiments.readme import bench_block, newest
 from tests.experiments.test_bench import InProcess
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 
 from ablate import HookedModel
-from experiments.hybrids.model import Hybrid, HybridConfig
-from experiments.hybrids.prompts import Prompts
-from experiments.hybrids.streams import generator_at
-from experiments.hybrids.task_table import small
-from experiments.hybrids.tasks import sample
+from experiments.hybrids.architecture.model import Hybrid, HybridConfig
+from experiments.hybrids.learning.streams import generator_at
+from experiments.hybrids.regression.prompts import Prompts
+from experiments.hybrids.regression.task_table import small
+from experiments.hybrids.regression.tasks import sample
 
 CPU = torch.device("cpu")
 

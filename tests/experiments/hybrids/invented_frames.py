@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 
-from experiments.hybrids.published import beside_published
-from experiments.hybrids.scores import drawn_all, failure_rows, over_seeds, score_rows
-from experiments.hybrids.sums import ALL, KEYS, gathered
+from experiments.hybrids.measuring.scores import drawn_all, failure_rows, over_seeds, score_rows
+from experiments.hybrids.measuring.sums import ALL, KEYS, gathered
+from experiments.hybrids.report.published import beside_published
 
 POINTS, PROMPTS = 12, 60
 LABELS = ("zero", "none", "least-squares", "lasso", "bayes")

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from experiments.hybrids.tasks import Prompts
+from experiments.hybrids.regression.tasks import Prompts
 
 
 def drawn(batch: int, points: int, width: int, outputs: int = 1) -> tuple[Tensor, Tensor]:

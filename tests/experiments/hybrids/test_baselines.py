@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from experiments.hybrids.baselines import (
+from experiments.hybrids.regression.baselines import (
     BASELINES,
     BAYES,
     PAPER_BASELINE,
@@ -18,7 +18,7 @@ from experiments.hybrids.baselines import (
     networks,
     predictions,
 )
-from experiments.hybrids.tasks import TASKS, Prompts, sample, small
+from experiments.hybrids.regression.tasks import TASKS, Prompts, sample, small
 
 ALL = [(task, name) for task in TASKS for name in baselines_for(task)]
 

@@ -11,15 +11,15 @@ import pytest
 import torch
 from scipy.stats import multivariate_normal
 
-from experiments.hybrids.baselines import BASELINES, BAYES, baselines_for
-from experiments.hybrids.baselines.bayes import (
+from experiments.hybrids.regression.baselines import BASELINES, BAYES, baselines_for
+from experiments.hybrids.regression.baselines.bayes import (
     chebyshev_posterior_mean,
     parity_pooled,
     parity_posterior_mean,
     sparse_posterior_mean,
     supports,
 )
-from experiments.hybrids.tasks import TASKS, Task, sample, small
+from experiments.hybrids.regression.tasks import TASKS, Task, sample, small
 from tests.experiments.hybrids.prefixes import gain
 
 

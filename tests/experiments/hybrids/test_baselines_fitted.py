@@ -8,9 +8,9 @@ import torch
 from sklearn.tree import DecisionTreeRegressor
 from torch import nn
 
-from experiments.hybrids.baselines.networks import initial_weights, network
-from experiments.hybrids.baselines.trees import boosted_trees, tree
-from experiments.hybrids.tasks import sample, small
+from experiments.hybrids.regression.baselines.networks import initial_weights, network
+from experiments.hybrids.regression.baselines.trees import boosted_trees, tree
+from experiments.hybrids.regression.tasks import sample, small
 from tests.experiments.hybrids.prefixes import drawn
 
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from sklearn.linear_model import Lasso
 
-from experiments.hybrids.baselines import lasso as module
-from experiments.hybrids.baselines.lasso import lasso, solve
-from experiments.hybrids.tasks import TASKS, sample
+from experiments.hybrids.regression.baselines import lasso as module
+from experiments.hybrids.regression.baselines.lasso import lasso, solve
+from experiments.hybrids.regression.tasks import TASKS, sample
 from tests.experiments.hybrids.prefixes import by_prefix, degenerate, drawn, gain
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from experiments.hybrids.baselines.linear import averaging, least_squares, ridge, zero
-from experiments.hybrids.tasks import TASKS, sample
+from experiments.hybrids.regression.baselines.linear import averaging, least_squares, ridge, zero
+from experiments.hybrids.regression.tasks import TASKS, sample
 from tests.experiments.hybrids.prefixes import by_prefix, degenerate, drawn, gain
 
 

@@ -6,12 +6,12 @@ import numpy as np
 import torch
 from sklearn.neighbors import KNeighborsRegressor
 
-from experiments.hybrids.baselines.neighbours import (
+from experiments.hybrids.regression.baselines.neighbours import (
     exact_retrieval,
     nearest_neighbours,
     retrieval,
 )
-from experiments.hybrids.tasks import TASKS, sample
+from experiments.hybrids.regression.tasks import TASKS, sample
 from tests.experiments.hybrids.prefixes import drawn
 
 

@@ -7,10 +7,16 @@ import math
 import pandas as pd
 import pytest
 
-from experiments.hybrids import candidates
-from experiments.hybrids.candidates import Size, affordable, all_blocks, drawn, generations
-from experiments.hybrids.grammar import parameters, parse, preset, written
-from experiments.hybrids.search import front
+from experiments.hybrids.architecture.grammar import parameters, parse, preset, written
+from experiments.hybrids.searching import candidates
+from experiments.hybrids.searching.candidates import (
+    Size,
+    affordable,
+    all_blocks,
+    drawn,
+    generations,
+)
+from experiments.hybrids.searching.search import front
 
 SIZE = Size(layers=2, d_model=16, d_ff=0, n_positions=24, x_dim=5, y_dim=1)
 

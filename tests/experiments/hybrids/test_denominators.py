@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from experiments.hybrids.denominators import DENOMINATORS, denominator
-from experiments.hybrids.streams import held_out
-from experiments.hybrids.task_table import TASKS, small
+from experiments.hybrids.learning.streams import held_out
+from experiments.hybrids.measuring.denominators import DENOMINATORS, denominator
+from experiments.hybrids.regression.task_table import TASKS, small
 
 
 @pytest.mark.parametrize("name", TASKS)

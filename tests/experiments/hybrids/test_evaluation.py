@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from experiments.hybrids import evaluation
-from experiments.hybrids.baselines import BASELINES
-from experiments.hybrids.config import HybridConfig
-from experiments.hybrids.evaluation import (
+from experiments.hybrids.architecture.config import HybridConfig
+from experiments.hybrids.architecture.grammar import blocks_of, written
+from experiments.hybrids.architecture.model import Hybrid
+from experiments.hybrids.learning.streams import held_out
+from experiments.hybrids.measuring import evaluation
+from experiments.hybrids.measuring.evaluation import (
     baselines_evaluated,
     checkpoints_of,
     evaluated,
@@ -20,13 +22,11 @@ from experiments.hybrids.evaluation import (
     predicted,
     yardsticks,
 )
-from experiments.hybrids.grammar import blocks_of, written
-from experiments.hybrids.model import Hybrid
-from experiments.hybrids.prompts import counted, interleaved
-from experiments.hybrids.scores import drawn_all, score_rows
-from experiments.hybrids.streams import held_out
-from experiments.hybrids.sums import ALL, gathered
-from experiments.hybrids.task_table import Task, small
+from experiments.hybrids.measuring.scores import drawn_all, score_rows
+from experiments.hybrids.measuring.sums import ALL, gathered
+from experiments.hybrids.regression.baselines import BASELINES
+from experiments.hybrids.regression.prompts import counted, interleaved
+from experiments.hybrids.regression.task_table import Task, small
 from probes.regression import icl_regression_score, squared_error_by_examples
 
 LINEAR = Task("linear", d=3, points=6)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.hybrids.grammar import (
+from experiments.hybrids.architecture.grammar import (
     PRESETS,
     THE_TWELVE,
     Block,
@@ -20,7 +20,7 @@ from experiments.hybrids.grammar import (
     preset,
     written,
 )
-from experiments.hybrids.matching import MULTIPLE, matched
+from experiments.hybrids.architecture.matching import MULTIPLE, matched
 
 PUBLISHED = {
     "gpt2": (9_555_457, 438_164),
@@ -203,5 +203,5 @@ def test_widths_that_no_model_has():
 
 
 def test_the_grammar_needs_no_torch():
-    code = "import sys, experiments.hybrids.matching; sys.exit('torch' in sys.modules)"
+    code = "import sys, experiments.hybrids.architecture.matching; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -9,12 +9,17 @@ import pandas as pd
 import pytest
 from matplotlib.colors import to_hex
 
-from experiments.hybrids.figures import error_curves, figures, shifted_curves
-from experiments.hybrids.grammar import THE_TWELVE
-from experiments.hybrids.line_styles import line_colours, short
-from experiments.hybrids.published import beside_published
-from experiments.hybrids.table_figures import beside, score_table
-from experiments.hybrids.training_figures import importance, scheme_colours, schemes, training
+from experiments.hybrids.architecture.grammar import THE_TWELVE
+from experiments.hybrids.report.figures import error_curves, figures, shifted_curves
+from experiments.hybrids.report.line_styles import line_colours, short
+from experiments.hybrids.report.published import beside_published
+from experiments.hybrids.report.table_figures import beside, score_table
+from experiments.hybrids.report.training_figures import (
+    importance,
+    scheme_colours,
+    schemes,
+    training,
+)
 from tests.experiments.hybrids.invented_frames import findings, frames
 
 

@@ -8,8 +8,8 @@ import transformers as hf
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from experiments.hybrids.grammar import PRESETS, THE_TWELVE, preset, written
-from experiments.hybrids.model import Hybrid, HybridConfig
+from experiments.hybrids.architecture.grammar import PRESETS, THE_TWELVE, preset, written
+from experiments.hybrids.architecture.model import Hybrid, HybridConfig
 
 D, LAYERS = 64, 3
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from ablate import Mask, mean_fill, resample_fill
-from experiments.hybrids.ablations import ablations, pieces, ratio
-from experiments.hybrids.prompts import interleaved, predictions_at
+from experiments.hybrids.inside.ablations import ablations, pieces, ratio
+from experiments.hybrids.regression.prompts import interleaved, predictions_at
 from probes.regression import icl_regression_score, squared_error_by_examples
 from tests.experiments.hybrids.hybrid_models import drawn, regressor
 

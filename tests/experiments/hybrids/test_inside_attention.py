@@ -9,9 +9,9 @@ import torch
 from einops import einsum, rearrange
 from torch.nn.functional import silu
 
-from experiments.hybrids.ablations import ablations
-from experiments.hybrids.label_attention import asking_again, prompt_attention, relations
-from experiments.hybrids.prompts import interleaved
+from experiments.hybrids.inside.ablations import ablations
+from experiments.hybrids.inside.label_attention import asking_again, prompt_attention, relations
+from experiments.hybrids.regression.prompts import interleaved
 from probes.implicit import hidden_attention, scan_of
 from tests.experiments.hybrids.hybrid_models import drawn, recall_by_hand, regressor
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from sklearn.linear_model import Ridge
 
-from experiments.hybrids import weight_probes as probed
-from experiments.hybrids.weight_probes import (
+from experiments.hybrids.inside import weight_probes as probed
+from experiments.hybrids.inside.weight_probes import (
     PENALTIES,
     least_squares_weights,
     left_out,

@@ -13,19 +13,19 @@ import torch
 
 from ablate.reset import Place
 from experiments.bases import base_at
-from experiments.hybrids.config import HybridConfig
-from experiments.hybrids.model import Hybrid
-from experiments.hybrids.prompts import interleaved, predictions_at
-from experiments.hybrids.regimes import Regime
-from experiments.hybrids.streams import held_out, prompts_at
-from experiments.hybrids.task_table import Task
-from experiments.hybrids.training import train_seeds
+from experiments.hybrids.architecture.config import HybridConfig
+from experiments.hybrids.architecture.model import Hybrid
+from experiments.hybrids.learning.regimes import Regime
+from experiments.hybrids.learning.streams import held_out, prompts_at
+from experiments.hybrids.learning.training import train_seeds
+from experiments.hybrids.regression.prompts import interleaved, predictions_at
+from experiments.hybrids.regression.task_table import Task
 from experiments.prompted_data import CPU, NextVector, PromptOrder, prompted_data
+from experiments.reset.learning.session import Session, retrain
+from experiments.reset.learning.treatments import Treatment
+from experiments.reset.learning.whole import retrain_whole
 from experiments.reset.on_prompts import reads_prompts
-from experiments.reset.session import Session, retrain
 from experiments.reset.study import Resetting
-from experiments.reset.treatments import Treatment
-from experiments.reset.whole import retrain_whole
 from experiments.run_folder import run_study
 from tests.experiments.reset.sessions import session
 from tests.experiments.reset.test_session import same

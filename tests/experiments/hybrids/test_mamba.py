@@ -12,8 +12,8 @@ from transformers import MambaConfig
 from transformers.models.mamba.modeling_mamba import MambaMixer as TransformersMixer
 
 from ablate.students import Students
-from experiments.hybrids.mamba import CausalConv1d, MambaMixer, reset_step_
-from experiments.hybrids.scan import sequential_scan
+from experiments.hybrids.architecture.mamba import CausalConv1d, MambaMixer, reset_step_
+from experiments.hybrids.architecture.scan import sequential_scan
 from probes.implicit import hidden_attention, scan_of
 
 D_MODEL, BATCH, POS = 24, 3, 9

@@ -7,8 +7,8 @@ import torch
 import transformers as hf
 from torch import Tensor, nn
 
-from experiments.hybrids.grammar import PRESETS, parameters, preset, written
-from experiments.hybrids.model import Hybrid, HybridConfig, HybridModel
+from experiments.hybrids.architecture.grammar import PRESETS, parameters, preset, written
+from experiments.hybrids.architecture.model import Hybrid, HybridConfig, HybridModel
 from tests.experiments.hybrids.test_grammar import PUBLISHED
 
 SIZES = {"d_model": 32, "heads": 4, "x_dim": 5, "n_positions": 40, "d_state": 8, "expand": 2}

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from experiments.hybrids import scan
-from experiments.hybrids.scan import by_kernel, selective_scan, sequential_scan
+from experiments.hybrids.architecture import scan
+from experiments.hybrids.architecture.scan import by_kernel, selective_scan, sequential_scan
 
 PATHS = ("loop", "chunked")
 NAMES = ("u", "delta", "A", "B", "C", "D")

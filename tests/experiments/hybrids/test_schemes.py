@@ -9,8 +9,14 @@ import pandas as pd
 import pytest
 import torch
 
-from experiments.hybrids import schemes
-from experiments.hybrids.schemes import adoptions, distances, labelled, scheme_rows, switches
+from experiments.hybrids.measuring import schemes
+from experiments.hybrids.measuring.schemes import (
+    adoptions,
+    distances,
+    labelled,
+    scheme_rows,
+    switches,
+)
 
 PROMPTS, POINTS = 200, 9
 

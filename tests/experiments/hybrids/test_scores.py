@@ -10,16 +10,16 @@ import pytest
 import torch
 from scipy import stats
 
-from experiments.hybrids.comparisons import compared, corrected, failures_compared
-from experiments.hybrids.published import TABLE_3, TASKS, beside_published, published
-from experiments.hybrids.scores import (
+from experiments.hybrids.measuring.comparisons import compared, corrected, failures_compared
+from experiments.hybrids.measuring.scores import (
     drawn,
     failure_rows,
     over_seeds,
     score_rows,
 )
-from experiments.hybrids.sums import ALL, Sums, error_rows, gathered, prompt_sums
-from experiments.hybrids.waiting import medians, steps_text, survival
+from experiments.hybrids.measuring.sums import ALL, Sums, error_rows, gathered, prompt_sums
+from experiments.hybrids.measuring.waiting import medians, steps_text, survival
+from experiments.hybrids.report.published import TABLE_3, TASKS, beside_published, published
 from probes.regression import icl_regression_score, score_difference, score_interval
 
 PROMPTS = 300

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from experiments.config import with_preset
+from experiments.hybrids.architecture.grammar import THE_TWELVE
 from experiments.hybrids.cells import cells_of
-from experiments.hybrids.grammar import THE_TWELVE
 from experiments.hybrids.study import FACTORS, THE_SIX, Hybrids
 from experiments.run_folder import run_study
 
@@ -44,7 +44,7 @@ def test_without_learned_positions_their_variance_is_no_factor() -> None:
 
 
 def test_matched_architectures_have_about_as_many_parameters() -> None:
-    from experiments.hybrids.model import Hybrid
+    from experiments.hybrids.architecture.model import Hybrid
 
     cells = cells_of(Hybrids(architectures=("gpt2", "gpt2-swiglu"), match="gpt2"))
     sizes = [sum(p.numel() for p in Hybrid(cell.config).parameters()) for cell in cells]

@@ -14,7 +14,7 @@ import torch
 from torch import Generator, Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from experiments.hybrids.tasks import (
+from experiments.hybrids.regression.tasks import (
     SHIFTS,
     TASKS,
     Prompts,
@@ -488,7 +488,7 @@ def test_bad_input_is_one_clear_line(make, words: str) -> None:
 
 def test_the_tables_need_no_torch() -> None:
     code = (
-        "import sys; from experiments.hybrids import shift_table, task_table; "
+        "import sys; from experiments.hybrids.regression import shift_table, task_table; "
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

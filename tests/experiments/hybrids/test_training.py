@@ -10,13 +10,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from experiments.hybrids import running
-from experiments.hybrids.model import Hybrid, HybridConfig
-from experiments.hybrids.regimes import Regime
-from experiments.hybrids.runs import Member, Run, initial_model
-from experiments.hybrids.streams import generator_at
-from experiments.hybrids.tasks import Task, interleaved, predictions_at, sample
-from experiments.hybrids.training import train, train_seeds
+from experiments.hybrids.architecture.model import Hybrid, HybridConfig
+from experiments.hybrids.learning import running
+from experiments.hybrids.learning.regimes import Regime
+from experiments.hybrids.learning.runs import Member, Run, initial_model
+from experiments.hybrids.learning.streams import generator_at
+from experiments.hybrids.learning.training import train, train_seeds
+from experiments.hybrids.regression.tasks import Task, interleaved, predictions_at, sample
 
 GPT2 = "learned-attention-gelu-layer*2"
 MAMBAFORMER = "mamba-rms,attention-mamba_ffn-rms"

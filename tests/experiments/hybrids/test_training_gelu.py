@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import gelu as reference
 
-from experiments.hybrids.gelu import gelu
+from experiments.hybrids.architecture.gelu import gelu
 
 
 def test_it_is_torchs_gelu():

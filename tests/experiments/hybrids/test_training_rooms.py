@@ -12,13 +12,18 @@ import pandas as pd
 import pytest
 import torch
 
-from experiments.hybrids.arrivals import arrivals, crossing
-from experiments.hybrids.curriculum import Curriculum
-from experiments.hybrids.optimisers import SeedOptimiser, seed_norms
-from experiments.hybrids.rates import pick_rate, picked
-from experiments.hybrids.regimes import PAPER, Regime, paper_regime
-from experiments.hybrids.streams import generator_at, held_out, held_out_generator, prompts_at
-from experiments.hybrids.tasks import Task
+from experiments.hybrids.learning.arrivals import arrivals, crossing
+from experiments.hybrids.learning.curriculum import Curriculum
+from experiments.hybrids.learning.optimisers import SeedOptimiser, seed_norms
+from experiments.hybrids.learning.rates import pick_rate, picked
+from experiments.hybrids.learning.regimes import PAPER, Regime, paper_regime
+from experiments.hybrids.learning.streams import (
+    generator_at,
+    held_out,
+    held_out_generator,
+    prompts_at,
+)
+from experiments.hybrids.regression.tasks import Task
 from experiments.training import Schedule
 from tests.experiments.hybrids.test_training import QUICK, TASK, config
 
@@ -26,7 +31,7 @@ CPU = torch.device("cpu")
 
 
 def test_regimes_need_no_torch():
-    code = "import sys, experiments.hybrids.regimes, experiments.hybrids.curriculum as c;"
+    code = "import sys; from experiments.hybrids.learning import curriculum, regimes;"
     code += "assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 

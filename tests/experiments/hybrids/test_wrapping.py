@@ -18,7 +18,7 @@ from ablate.reset import reset_, restored
 from ablate.stack import record
 from ablate.students import Students
 from ablate.sweep import Reading, sweep
-from experiments.hybrids.model import Hybrid, HybridConfig
+from experiments.hybrids.architecture.model import Hybrid, HybridConfig
 from probes.induction import induction_scan
 from tests.families import tiny
 

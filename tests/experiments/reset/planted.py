@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from experiments.reset.crossing import crossings
 from experiments.reset.result import Result
+from experiments.reset.statistics.crossing import crossings
 
 T0 = 8_000_000.0
 SHARES = (0.0, *np.geomspace(0.0005, 0.08, 23))

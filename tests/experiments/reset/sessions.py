@@ -11,9 +11,9 @@ from torch import nn
 from experiments.corruption import Masking, Spans
 from experiments.objectives import NextToken, Objective
 from experiments.orders import Leg, Order
-from experiments.reset.parallel import ALONE, Share
-from experiments.reset.session import Session
-from experiments.reset.treatments import Treatment
+from experiments.reset.learning.parallel import ALONE, Share
+from experiments.reset.learning.session import Session
+from experiments.reset.learning.treatments import Treatment
 from experiments.tokens import Rows
 from tests.families import ENCODERS, TWO_STACKS, VOCAB, tiny
 

@@ -7,8 +7,14 @@ import pandas as pd
 import pytest
 from lifelines import LogNormalAFTFitter
 
-from experiments.reset.accelerated import accelerated, length_exponent, runs, verdict, zones
-from experiments.reset.lognormal import SMALLEST, _likelihood, fit_log_normal
+from experiments.reset.statistics.accelerated import (
+    accelerated,
+    length_exponent,
+    runs,
+    verdict,
+    zones,
+)
+from experiments.reset.statistics.lognormal import SMALLEST, _likelihood, fit_log_normal
 from tests.experiments.reset.invented import crossing_rows
 
 GRID = np.geomspace(1e3, 1e9, 61)

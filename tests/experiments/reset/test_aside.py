@@ -17,17 +17,17 @@ from torch import nn
 from ablate.reset import Place, places_of, weights_at
 from experiments.objectives import Batch, losses
 from experiments.pretrain import Pretraining
-from experiments.reset import foreign
-from experiments.reset.aside import NO_OP, Lenders, bases, treatments, with_bases
-from experiments.reset.aside_sentences import aside_answer, aside_sentences
-from experiments.reset.crossing import crossings
-from experiments.reset.foreign import joined, retrain_foreign
+from experiments.reset.learning import foreign
+from experiments.reset.learning.aside import NO_OP, Lenders, bases, treatments, with_bases
+from experiments.reset.learning.foreign import joined, retrain_foreign
+from experiments.reset.learning.session import retrain
+from experiments.reset.learning.treatments import Treatment
+from experiments.reset.learning.whole import retrain_whole, row_sums
 from experiments.reset.opened import opened
 from experiments.reset.plan import planned
-from experiments.reset.session import retrain
+from experiments.reset.report.aside_sentences import aside_answer, aside_sentences
+from experiments.reset.statistics.crossing import crossings
 from experiments.reset.study import Resetting
-from experiments.reset.treatments import Treatment
-from experiments.reset.whole import retrain_whole, row_sums
 from experiments.run_folder import run_study
 from experiments.translation import no_sources, source_use
 from tests.experiments.reset.planted import student

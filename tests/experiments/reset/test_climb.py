@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from ablate.reset import Place
-from experiments.reset import climb
-from experiments.reset.climb import Pass, evaluate, evaluate_base, learn
-from experiments.reset.cohorts import Training
-from experiments.reset.treatments import Treatment
-from experiments.reset.whole import plain_loss, prepared, row_sums
+from experiments.reset.learning import climb
+from experiments.reset.learning.climb import Pass, evaluate, evaluate_base, learn
+from experiments.reset.learning.cohorts import Training
+from experiments.reset.learning.treatments import Treatment
+from experiments.reset.learning.whole import plain_loss, prepared, row_sums
 from tests.experiments.reset.sessions import session
 
 FAMILIES = [

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from experiments.reset.contrasts import (
+from experiments.reset.statistics.contrasts import (
     _rank_differences,
     position_contrasts,
     predictor_ranks,

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.reset.crossing import (
+from experiments.reset.statistics.crossing import (
     crossing_noise,
     crossings,
     equivalent_progress,

@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 from ablate.reset import Place
-from experiments.reset.climb import Pass, evaluate, learn
-from experiments.reset.cohorts import Training
-from experiments.reset.session import Session, retrain
-from experiments.reset.treatments import Treatment
-from experiments.reset.whole import learning, plain_loss, prepared, retrain_whole
+from experiments.reset.learning.climb import Pass, evaluate, learn
+from experiments.reset.learning.cohorts import Training
+from experiments.reset.learning.session import Session, retrain
+from experiments.reset.learning.treatments import Treatment
+from experiments.reset.learning.whole import learning, plain_loss, prepared, retrain_whole
 from tests.experiments.reset.sessions import session
 from tests.families import tiny
 

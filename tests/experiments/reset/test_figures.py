@@ -6,15 +6,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from experiments.reset.crossing import crossings
-from experiments.reset.data_figures import predictors, speed, unique_data
-from experiments.reset.figures import DEFAULT, figures
-from experiments.reset.grid_figures import base_length, depth, exponents
-from experiments.reset.recovery_figures import by_family, by_target, recovery
+from experiments.reset.report.data_figures import predictors, speed, unique_data
+from experiments.reset.report.figures import DEFAULT, figures
+from experiments.reset.report.grid_figures import base_length, depth, exponents
+from experiments.reset.report.recovery_figures import by_family, by_target, recovery
+from experiments.reset.report.threshold_figures import arms, named_arms, shares, survival
 from experiments.reset.result import Result, main
-from experiments.reset.summaries import medians
-from experiments.reset.survival import survival_steps
-from experiments.reset.threshold_figures import arms, named_arms, shares, survival
+from experiments.reset.statistics.crossing import crossings
+from experiments.reset.statistics.summaries import medians
+from experiments.reset.statistics.survival import survival_steps
 from tests.experiments.reset import planted
 from tests.experiments.reset.planted import T0, diverged, gap_of, ledger, result, student
 

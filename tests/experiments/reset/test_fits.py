@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy import optimize
 
-from experiments.reset.fits import FORMS, _linear, compare_forms, fit, fit_students
+from experiments.reset.statistics.fits import FORMS, _linear, compare_forms, fit, fit_students
 from tests.experiments.reset.invented import student
 
 TOKENS = np.geomspace(1e3, 1e6, 31)

@@ -19,16 +19,16 @@ from ablate.reset import Place, fresh, restored
 from ablate.stack import record
 from experiments.objectives import Batch
 from experiments.pretrain import Pretraining
-from experiments.reset import linear_start
-from experiments.reset.crossing import KEYS, crossings
-from experiments.reset.linear_start import Sums, linear_starts, refusal
+from experiments.reset.learning import linear_start
+from experiments.reset.learning.linear_start import Sums, linear_starts, refusal
+from experiments.reset.learning.parallel import Share
+from experiments.reset.learning.session import retrain
+from experiments.reset.learning.treatments import Treatment, starts
+from experiments.reset.learning.whole import retrain_whole
 from experiments.reset.opened import opened
-from experiments.reset.parallel import Share
 from experiments.reset.plan import planned
-from experiments.reset.session import retrain
+from experiments.reset.statistics.crossing import KEYS, crossings
 from experiments.reset.study import Resetting
-from experiments.reset.treatments import Treatment, starts
-from experiments.reset.whole import retrain_whole
 from experiments.run_folder import run_study
 from tests.experiments.reset.sessions import objective, session
 from tests.experiments.reset.test_session import same

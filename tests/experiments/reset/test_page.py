@@ -7,11 +7,9 @@ import pandas as pd
 import pytest
 
 from experiments.report import page
-from experiments.reset.crossing import crossings
-from experiments.reset.page import report
-from experiments.reset.result import Result, base_names
-from experiments.reset.sentences import sentences
-from experiments.reset.tables import (
+from experiments.reset.report.page import report
+from experiments.reset.report.sentences import sentences
+from experiments.reset.report.tables import (
     answer_line,
     answers,
     bases,
@@ -21,6 +19,8 @@ from experiments.reset.tables import (
     shares_table,
     tables,
 )
+from experiments.reset.result import Result, base_names
+from experiments.reset.statistics.crossing import crossings
 from tests.experiments.reset import planted
 from tests.experiments.reset.planted import T0, diverged, ledger, result, student
 

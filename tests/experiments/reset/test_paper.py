@@ -9,8 +9,8 @@ import pytest
 
 from experiments.pretrain import Pretraining
 from experiments.reset import paper
-from experiments.reset.crossing import KEYS
 from experiments.reset.findings import together
+from experiments.reset.statistics.crossing import KEYS
 from experiments.reset.study import Resetting
 
 MODELS = [
@@ -39,7 +39,7 @@ def test_a_student_of_two_studies_counts_once(tmp_path: Path) -> None:
     from tests.experiments.reset import planted
 
     rows = planted.ledger(layers=(0, 1), seeds=(0, 1))
-    from experiments.reset.crossing import crossings
+    from experiments.reset.statistics.crossing import crossings
 
     for name in ("one", "two"):
         folder = tmp_path / name

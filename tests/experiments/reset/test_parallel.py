@@ -15,10 +15,10 @@ from torch.multiprocessing.spawn import ProcessRaisedException, spawn
 
 from ablate.reset import Place
 from experiments.objectives import Batch
-from experiments.reset.parallel import ALONE, Share, joined
-from experiments.reset.session import Session, retrain
-from experiments.reset.treatments import Treatment
-from experiments.reset.whole import retrain_whole
+from experiments.reset.learning.parallel import ALONE, Share, joined
+from experiments.reset.learning.session import Session, retrain
+from experiments.reset.learning.treatments import Treatment
+from experiments.reset.learning.whole import retrain_whole
 from tests.experiments.reset.sessions import session
 
 VALUES = ["loss", "gap", "stderr", "loss_base", "loss_reset", "loss_skip"]

@@ -16,11 +16,11 @@ from ablate.calls import Call
 from ablate.parts import Part
 from ablate.reset import Place
 from ablate.students import Students
-from experiments.reset.climb import Pass, learn, needed
-from experiments.reset.cohorts import Training
-from experiments.reset.session import retrain
-from experiments.reset.treatments import Target, Treatment
-from experiments.reset.whole import retrain_whole
+from experiments.reset.learning.climb import Pass, learn, needed
+from experiments.reset.learning.cohorts import Training
+from experiments.reset.learning.session import retrain
+from experiments.reset.learning.treatments import Target, Treatment
+from experiments.reset.learning.whole import retrain_whole
 from tests.experiments.reset.sessions import session
 from tests.families import tiny
 
@@ -237,7 +237,7 @@ def test_an_examiner_without_room_says_the_same(monkeypatch: pytest.MonkeyPatch)
     asked = session("opt", [treated(1)])
     cohorts = [Training.of(asked.model, asked.treatments).cohort]
     wanted = asked.examiner().sums(cohorts)
-    monkeypatch.setattr("experiments.reset.examiner.KEPT", 0)
+    monkeypatch.setattr("experiments.reset.learning.examiner.KEPT", 0)
     examiner = asked.examiner()
     assert torch.equal(examiner.sums(cohorts)[0], wanted[0])
     assert not examiner.kept

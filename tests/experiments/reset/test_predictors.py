@@ -15,8 +15,8 @@ from ablate.reset import fingerprints, reset_
 from ablate.stack import record
 from experiments.corruption import Infilling, Masking, Spans
 from experiments.objectives import Batch, NextToken, Task, loss
-from experiments.reset.linearity import PENALTIES, Moments, linear_cka, linear_r2
-from experiments.reset.predictors import predictors
+from experiments.reset.statistics.linearity import PENALTIES, Moments, linear_cka, linear_r2
+from experiments.reset.statistics.predictors import predictors
 from tests.families import VOCAB, tiny
 
 TASKS: dict[str, Task] = {

@@ -12,12 +12,12 @@ import torch
 from torch import nn
 
 from ablate.reset import Place
-from experiments.reset import prefix_cache
-from experiments.reset.climb import Pass
-from experiments.reset.prefix_cache import PrefixCache, time_share
-from experiments.reset.session import Session, retrain
-from experiments.reset.treatments import Treatment
-from experiments.reset.whole import retrain_whole
+from experiments.reset.learning import prefix_cache
+from experiments.reset.learning.climb import Pass
+from experiments.reset.learning.prefix_cache import PrefixCache, time_share
+from experiments.reset.learning.session import Session, retrain
+from experiments.reset.learning.treatments import Treatment
+from experiments.reset.learning.whole import retrain_whole
 from tests.experiments.reset.sessions import session
 from tests.families import tiny
 

@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from ablate.reset import Place
-from experiments.reset import session as session_room
-from experiments.reset.cohorts import Training
-from experiments.reset.ledger import goes_on
-from experiments.reset.session import log_spaced, retrain
-from experiments.reset.treatments import Treatment
-from experiments.reset.whole import retrain_whole
+from experiments.reset.learning import session as session_room
+from experiments.reset.learning.cohorts import Training
+from experiments.reset.learning.ledger import goes_on
+from experiments.reset.learning.session import retrain
+from experiments.reset.learning.treatments import Treatment
+from experiments.reset.learning.whole import retrain_whole
+from experiments.training import log_spaced
 from tests.experiments.reset.sessions import session
 from tests.families import tiny
 

@@ -5,9 +5,9 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from experiments.reset.crossing import crossings
 from experiments.reset.result import main
-from experiments.reset.summaries import (
+from experiments.reset.statistics.crossing import crossings
+from experiments.reset.statistics.summaries import (
     crossover,
     damage,
     lower_median,
@@ -18,7 +18,7 @@ from experiments.reset.summaries import (
     over_places,
     stragglers,
 )
-from experiments.reset.survival import kaplan_meier
+from experiments.reset.statistics.survival import kaplan_meier
 from tests.experiments.reset import planted
 from tests.experiments.reset.planted import T0, diverged, gap_of, ledger, student
 

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from experiments.reset.survival import (
+from experiments.reset.statistics.survival import (
     _drawn_again,
     _medians,
     headline,

@@ -1,0 +1,229 @@
+"""What is on the page of a study of hybrids: question, sentences, tables, and what to doubt?"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from experiments.hybrids.inside.ablations import ALL
+from experiments.hybrids.report.published import SOURCE
+from experiments.report import Report, chosen
+
+if TYPE_CHECKING:
+    from experiments.hybrids.findings import Findings
+
+CAPTIONS = {
+    "errors": "Squared error after each number of examples, mean over prompts and seeds, beside "
+    "baselines on the same prompts. Bands go from the smallest seed to the largest.",
+    "shifts": "The same on prompts of other distributions than it was trained on.",
+    "scores": "ICL regression score: 1 is as good as the baseline named below each function class, "
+    "0 no better than predicting 0.",
+    "training": "Held-out error while training, as a share of that of predicting 0; a line a seed.",
+    "schemes": "Whose predictions each checkpoint follows: distance to each baseline's, as a share "
+    "of the distance to predicting 0.",
+    "published": f"The score beside the published one ({SOURCE}).",
+    "importance": "What the score loses without each head, FFN and mixer, one at a time.",
+    "attention": "Where heads and mixers look: attention from an x to the y's before it.",
+    "probes": "How much of the function's weights can be read off the stream by a linear map, by "
+    "layer; dashed: a control in which prompts and weights are shuffled.",
+}
+SHOWN = {
+    "architecture": "architecture",
+    "task": "functions",
+    "baseline": "score against",
+    "value": "score",
+    "low": "low",
+    "high": "high",
+    "seeds": "seeds",
+    "broken": "not finite",
+}
+
+LOOKING = ("label", "input", "own", "previous", "pairing", "match", "match_shuffled")
+"""Attention scores that the page has; all are in attention.parquet."""
+
+
+def report(findings: Findings) -> Report:
+    """The page of a run; captions belong to the figures of `figures`."""
+    return Report(
+        title="Which hybrids learn functions in context, and with which parts?",
+        question=_question(findings),
+        findings=_sentences(findings),
+        captions=CAPTIONS,
+        tables=_tables(findings),
+        caveats=_caveats(findings),
+    )
+
+
+def _question(findings: Findings) -> str:
+    study = findings.study
+    where = (
+        "reference (as the paper's code leaves each)" if study.init == "reference" else "one law"
+    )
+    return (
+        "A prompt shows points (x, f(x)) of a function f that no other prompt has; the model "
+        "predicts each f(x) from the points before it. The ICL regression score S is the gain "
+        "over predicting 0, divided by a baseline's gain on the same prompts (Campbell, Lojo et "
+        "al. 2024).\n\n"
+        f"{study.seeds} seeds, {study.steps:,} steps of {study.batch} fresh prompts, width "
+        f"{study.d_model}, {study.layers} layers, initial weights by {where}; measured on "
+        f"{study.prompts:,} prompts that nothing was trained or selected on. Intervals are 95 %, "
+        "over prompts and seeds."
+    )
+
+
+def _sentences(findings: Findings) -> list[str]:
+    said = []
+    for row in findings.table.to_dict("records"):
+        if not row["seeds"]:
+            said.append(f"{row['architecture']} on {row['task']}: no seed has finite predictions.")
+            continue
+        known = math.isfinite(row["low"])
+        ends = f" (95 % interval {row['low']:.3f} to {row['high']:.3f})" if known else ""
+        said.append(
+            f"{row['architecture']} on {row['task']}: S = {row['value']:.3f}{ends} against "
+            f"{row['baseline']}, {row['seeds']} seeds.".replace("-0.", "−0.")
+        )
+    said += _of_differences(findings)
+    said += _of_failures(findings)
+    said += _of_parts(findings)
+    return said
+
+
+def _of_differences(findings: Findings) -> list[str]:
+    rows = findings.differences
+    if rows.empty:
+        return []
+    rows = rows.loc[rows["shift"] == "none"]
+    clear = rows.loc[rows["holm"] < 0.05]
+    if clear.empty:
+        tested = int(rows["p"].notna().sum())
+        return [
+            f"No difference from {rows['reference'].iloc[0]} passes Holm over {tested} tests at "
+            "5 %."
+            if tested
+            else "One seed each: differences between architectures cannot be tested."
+        ]
+    return [
+        f"{row['architecture']} differs from {row['reference']} on {row['task']} by "
+        f"{row['value']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f}; Holm p "
+        f"{row['holm']:.2g}).".replace("-0.", "−0.")
+        for row in clear.to_dict("records")
+    ]
+
+
+def _of_failures(findings: Findings) -> list[str]:
+    rows = findings.failures
+    rows = rows.loc[(rows["shift"] == "none") & (rows["failed"] > 0)] if len(rows) else rows
+    return [
+        f"{row['failed']} of {row['seeds']} seeds of {row['architecture']} failed on {row['task']} "
+        f"(S below 0.5; 95 % interval of the rate {row['low']:.0%} to {row['high']:.0%})."
+        for row in rows.to_dict("records")
+    ]
+
+
+def _of_parts(findings: Findings) -> list[str]:
+    """The component whose removal costs each architecture most, over its seeds."""
+    rows = findings.measured.frames["ablations"]
+    if rows.empty:
+        return []
+    drops = rows.loc[(rows["metric"] == "score_drop") & (rows["fill"] == "mean")]
+    keys = ["architecture", "task", "seed"]
+    most = drops.loc[drops.groupby(keys)["value"].idxmax()]
+    said = []
+    for (architecture, task), part in most.groupby(["architecture", "task"], sort=False):
+        each = ", ".join(
+            f"{row['component']} {row['value']:.2f} (seed {row['seed']})"
+            for row in part.to_dict("records")
+        )
+        said.append(
+            f"{architecture} on {task} loses most of its score without: {each}; its activation "
+            "replaced by its mean, one component at a time."
+        )
+    return said
+
+
+def _tables(findings: Findings) -> dict[str, pd.DataFrame]:
+    tables = {"Scores over seeds": chosen(findings.table, SHOWN)}
+    beside = findings.beside
+    if len(beside):
+        columns = SHOWN | {
+            "published": "published",
+            "published_denominator": "published against",
+            "within": "published is inside",
+        }
+        columns.pop("broken")
+        against = beside["published_denominator"].fillna("–")
+        beside = beside.assign(published_denominator=against)
+        tables[f"Beside {SOURCE}"] = chosen(beside, columns)
+    shifted = findings.scores
+    shifted = shifted.loc[
+        (shifted["metric"] == "icl_score") & (shifted["seed"] == -1) & (shifted["shift"] != "none")
+    ]
+    if len(shifted):
+        own = shifted.loc[shifted["baseline"] == shifted["task"].map(findings.denominators)]
+        tables["Out of distribution"] = chosen(
+            own, {"architecture": "architecture", "task": "functions", "shift": "shift"} | SHOWN
+        )
+    tables["Steps to a share of the error of predicting 0"] = chosen(
+        findings.waiting,
+        {
+            "architecture": "architecture",
+            "task": "functions",
+            "threshold": "share",
+            "text": "median steps",
+            "arrived": "seeds that got there",
+            "seeds": "seeds",
+        },
+    )
+    if len(findings.switches):
+        tables["Changes of scheme"] = findings.switches
+    tables |= _inside(findings)
+    if len(rates := findings.measured.frames["rates"]):
+        tables["Learning rates tried, on other seeds and prompts"] = rates
+    return tables
+
+
+def _inside(findings: Findings) -> dict[str, pd.DataFrame]:
+    """Where parts look, and what a linear map reads off the stream; means over seeds."""
+    tables = {}
+    looking = findings.measured.frames["attention"]
+    if len(looking):
+        rows = looking.loc[(looking["examples"] == ALL) & looking["metric"].isin(LOOKING)]
+        keys = ["architecture", "task", "prompts", "component"]
+        wide = rows.pivot_table(index=keys, columns="metric", values="value", sort=False)
+        columns = [name for name in LOOKING if name in wide.columns]
+        tables["Where heads and mixers look (even: what attends to all before it alike)"] = (
+            wide[columns].reset_index().rename(columns={"task": "functions"})
+        )
+    probes = findings.measured.frames["probes"]
+    if len(probes):
+        keys = ["architecture", "task", "examples", "metric"]
+        wide = probes.pivot_table(index=keys, columns="layer", values="value", sort=False)
+        named = {ALL: "points themselves"} | {n: f"layer {n}" for n in wide.columns if n >= 0}
+        tables["R² of the function's weights, read off the stream by a linear map"] = (
+            wide.rename(columns=named).reset_index().rename(columns={"task": "functions"})
+        )
+    return tables
+
+
+def _caveats(findings: Findings) -> list[str]:
+    study = findings.study
+    said = [
+        f"{study.seeds} seeds: "
+        + (
+            "an interval over two is wide and rests on Student's t with one degree of freedom."
+            if study.seeds == 2
+            else "nothing is known of another seed."
+            if study.seeds == 1
+            else "rare failures are not seen."
+        ),
+        "Small models on small prompts: that an architecture fails here, or does not, says little "
+        "of a larger one.",
+        "Architectures differ in parameters unless --match is given.",
+    ]
+    if not study.rates:
+        said.append(f"All were trained at one learning rate, {study.rate:g}; give --rates to tune.")
+    said += [f"Left out, as it has no meaning: {what}." for what in findings.measured.left_out]
+    return said
