@@ -85,11 +85,17 @@ class ModelOptions(RunOptions):
         """The model these options name, placed as they say; ValueError says why it cannot be."""
         from ablate.hooked import HookedModel
 
-        return HookedModel.from_pretrained(
+        model = HookedModel.from_pretrained(
             self.model,
             dtype=None if self.dtype == "checkpoint" else self.dtype,
             device_map=self.device_map,
         )
+        if getattr(model.model.config, "vocab_size", None) == 0:
+            raise ValueError(
+                f"--model {self.model} reads numbers and has no vocabulary: `ablate hybrid` studies"
+                " its heads and mixers, `ablate reset` its layers; give a language model here"
+            )
+        return model
 
 
 def options_of(study: Any) -> dict[str, Any]:

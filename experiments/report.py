@@ -88,6 +88,15 @@ def chosen(frame: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
     return frame.reindex(columns=list(columns)).set_axis(list(columns.values()), axis="columns")
 
 
+def minus(sentence: str) -> str:
+    """The sentence with a true minus before every negative number.
+
+    >>> minus("S = -0.3 (-1.2e-05 to 1), GPT-2")
+    'S = −0.3 (−1.2e-05 to 1), GPT-2'
+    """
+    return re.sub(r"(?<![\w.)\]])-(?=\d)", "−", sentence)
+
+
 def numbers(column: Sequence[float]) -> list[str]:
     """A table column's numbers, alike: as many decimals as four digits of the largest one need.
 

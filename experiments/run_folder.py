@@ -200,13 +200,23 @@ class RunFolder:
         _write_json(self.path / "environment.json", here)
 
     def partial(self, key: str) -> pd.DataFrame | None:
-        """The shard kept under `key` by this run or the try before it, or None."""
+        """The shard kept under `key` by this run or the try before it, or None.
+
+        Raises ValueError, naming it, for one that something else has damaged.
+        """
         import pandas as pd
+        from pyarrow import ArrowInvalid
 
         if key in self._held:
             return self._held[key]
         shard = self._shard(key)
-        return pd.read_parquet(shard) if shard.exists() else None
+        try:
+            return pd.read_parquet(shard) if shard.exists() else None
+        except (ArrowInvalid, OSError) as error:
+            raise ValueError(
+                f"{shard} is damaged ({str(error).splitlines()[0]}): delete it, and the same"
+                " command measures it again"
+            ) from None
 
     def keep(self, key: str, frame: pd.DataFrame) -> None:
         """Keep a piece of the result under `key`, whole or not at all; a resumed run finds it."""

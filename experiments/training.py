@@ -33,6 +33,12 @@ DECAY_SHARE = 0.2
 """Share of the steps that a wsd schedule decays over."""
 
 
+def is_decayed(name: str, axes: int) -> bool:
+    """Whether a parameter has weight decay: matrices do; gains and biases have no scale to shrink,
+    and the logarithms of an SSM's decay rates no origin to shrink to."""
+    return axes > 1 and not name.endswith("A_log")
+
+
 @dataclass(frozen=True)
 class Schedule:
     """Linear warm-up to `peak`, then down to `final_share` of it at `steps`.
@@ -109,11 +115,13 @@ class Trainer:
     rows: list[dict[str, float]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        trained = [p for p in self.model.parameters() if p.requires_grad]
-        # Weight decay on matrices only: gains and biases have no scale to shrink.
+        trained = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         groups = [
-            {"params": [p for p in trained if p.ndim > 1], "weight_decay": self.weight_decay},
-            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+            {
+                "params": [p for n, p in trained.items() if is_decayed(n, p.ndim) is decayed],
+                "weight_decay": self.weight_decay if decayed else 0.0,
+            }
+            for decayed in (True, False)
         ]
         # A cache of keys is for generation alone; encoders know no such argument.
         known = inspect.signature(self.model.forward).parameters

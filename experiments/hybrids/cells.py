@@ -34,6 +34,13 @@ class Cell:
     config: HybridConfig
 
     @property
+    def parameters(self) -> int:
+        """How many the model has."""
+        shape = ("d_ff", "d_state", "d_conv", "expand", "n_positions", "x_dim", "y_dim")
+        sizes = {name: getattr(self.config, name) for name in shape}
+        return parameters(self.config.parsed, self.config.d_model, **sizes)
+
+    @property
     def key(self) -> str:
         """Name under which its results are kept."""
         config = {k: v for k, v in self.config.to_dict().items() if k != "transformers_version"}
@@ -47,6 +54,11 @@ def cells_of(study: Hybrids) -> tuple[Cell, ...]:
 
     Raises ValueError for a model that cannot be built.
     """
+    if study.position_std and not any(_learns_positions(study, a) for a in study.architectures):
+        raise ValueError(
+            f"--position-std {' '.join(f'{std:g}' for std in study.position_std)} asked for, but"
+            f" none of {', '.join(study.architectures)} learns positions: leave it out"
+        )
     cells = tuple(
         Cell(label, study.task(name), config_of(study, text, study.task(name), std))
         for name in study.functions
@@ -88,10 +100,13 @@ def config_of(
     )
 
 
+def _learns_positions(study: Hybrids, text: str) -> bool:
+    return any(block.position == "learned" for block in study.blocks(text))
+
+
 def _variants(study: Hybrids, text: str) -> list[tuple[str, float | None]]:
     """(label, standard deviation of positions) of an architecture."""
-    learns = any(block.position == "learned" for block in study.blocks(text))
-    if not study.position_std or not learns:
+    if not study.position_std or not _learns_positions(study, text):
         return [(text, None)]
     if len(study.position_std) == 1:
         return [(text, study.position_std[0])]

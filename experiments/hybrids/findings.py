@@ -19,6 +19,7 @@ from experiments.hybrids.measuring.sums import gathered
 from experiments.hybrids.measuring.waiting import medians
 from experiments.hybrids.report.published import TASKS as PUBLISHED
 from experiments.hybrids.report.published import beside_published
+from experiments.report import minus
 from experiments.run_folder import Outcome
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ class Findings:
                     "seeds": row["seeds"],
                 }
             )
-        return Outcome("; ".join(lines), {"scores": cells})
+        return Outcome(minus("; ".join(lines)), {"scores": cells})
 
 
 def finished(study: Hybrids, folder: RunFolder, measured: Measured) -> Outcome:
@@ -171,7 +172,7 @@ def _interval(row: Mapping[Any, Any]) -> str:
         return "unknown"
     if not math.isfinite(row["low"]):
         return f"{row['value']:.3f}"
-    return f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]".replace("-", "−")
+    return f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
 
 
 def _known(value: float) -> float | None:

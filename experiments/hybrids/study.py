@@ -168,6 +168,12 @@ class Hybrids(Regime, RunOptions):
                     f"--architectures {text}: without attention and Mamba nothing sees an example;"
                     " give one of them to a block"
                 )
+        usual = {f.name: f.default for f in dataclasses.fields(self)}["architectures"]
+        if self.search and self.architectures != usual:
+            raise ValueError(
+                f"--architectures {' '.join(self.architectures)} and --search: a search draws its"
+                " own orders of blocks; leave one of the two out"
+            )
         for name in self.functions:
             named(name)
         for shift in self.shifts:

@@ -118,6 +118,18 @@ def test_shards_come_back_by_their_key(tmp_path: Path, key: str):
         pd.testing.assert_frame_equal(again.partial(key), METRICS)
 
 
+def test_a_damaged_shard_is_named(tmp_path: Path):
+    with RunFolder.for_study("count", Counting(runs=tmp_path)) as folder:
+        folder.create()
+        folder.keep("a", METRICS)
+    shard = next((folder.path / "partial").iterdir())
+    shard.write_bytes(b"half of it")
+    with pytest.raises(ValueError, match="damaged") as caught:
+        RunFolder(folder.path, folder.config).partial("a")
+    assert str(shard) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("fail", ["refuse", "refuse-late"])
 def test_unusable_inputs_leave_nothing_behind(tmp_path: Path, fail):
     with pytest.raises((ValueError, LookupError)):

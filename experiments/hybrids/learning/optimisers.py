@@ -25,9 +25,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from experiments.hybrids.learning.regimes import Regime
-
-UNDECAYED = ("A_log",)
-"""Last words of names of matrices that have no weight decay."""
+from experiments.training import is_decayed
 
 
 class SeedOptimiser:
@@ -49,7 +47,7 @@ class SeedOptimiser:
         groups: list[dict[str, Any]] = []
         self._peaks: list[float] = []
         for decayed in (True, False):
-            names = [n for n, s in self.stacks.items() if _is_decayed(n, s) is decayed]
+            names = [n for n, s in self.stacks.items() if is_decayed(n, s.ndim - 1) is decayed]
             decay = regime.weight_decay if decayed else 0.0
             if self._one_rate and names:
                 groups.append({"params": [self.stacks[n] for n in names], "weight_decay": decay})
@@ -124,11 +122,6 @@ def clip_each_(stacks: Any, clip: float) -> Float[Tensor, "student"]:
 def seed_norms(gradients: Sequence[Float[Tensor, "student ..."]]) -> Float[Tensor, "student"]:
     """‖g_k‖ over all tensors of every student."""
     return torch.stack([g.flatten(1).norm(dim=1) for g in gradients]).norm(dim=0)
-
-
-def _is_decayed(name: str, stack: Tensor) -> bool:
-    """Matrices: more than one axis behind the student's."""
-    return stack.ndim > 2 and not name.endswith(UNDECAYED)
 
 
 def _made(groups: list[dict[str, Any]], regime: Regime) -> torch.optim.Optimizer:

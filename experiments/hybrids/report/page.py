@@ -9,7 +9,7 @@ import pandas as pd
 
 from experiments.hybrids.inside.ablations import ALL
 from experiments.hybrids.report.published import SOURCE
-from experiments.report import Report, chosen
+from experiments.report import Report, chosen, minus
 
 if TYPE_CHECKING:
     from experiments.hybrids.findings import Findings
@@ -83,12 +83,12 @@ def _sentences(findings: Findings) -> list[str]:
         ends = f" (95 % interval {row['low']:.3f} to {row['high']:.3f})" if known else ""
         said.append(
             f"{row['architecture']} on {row['task']}: S = {row['value']:.3f}{ends} against "
-            f"{row['baseline']}, {row['seeds']} seeds.".replace("-0.", "−0.")
+            f"{row['baseline']}, {row['seeds']} seeds."
         )
     said += _of_differences(findings)
     said += _of_failures(findings)
     said += _of_parts(findings)
-    return said
+    return [minus(sentence) for sentence in said]
 
 
 def _of_differences(findings: Findings) -> list[str]:
@@ -108,7 +108,7 @@ def _of_differences(findings: Findings) -> list[str]:
     return [
         f"{row['architecture']} differs from {row['reference']} on {row['task']} by "
         f"{row['value']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f}; Holm p "
-        f"{row['holm']:.2g}).".replace("-0.", "−0.")
+        f"{row['holm']:.2g})."
         for row in clear.to_dict("records")
     ]
 
@@ -208,6 +208,13 @@ def _inside(findings: Findings) -> dict[str, pd.DataFrame]:
     return tables
 
 
+def _parameters(findings: Findings) -> str:
+    """How many each architecture has, for the first function class."""
+    cells = findings.measured.cells
+    first = [cell for cell in cells if cell.task.name == cells[0].task.name]
+    return ", ".join(f"{cell.architecture} {cell.parameters:,}" for cell in first)
+
+
 def _caveats(findings: Findings) -> list[str]:
     study = findings.study
     said = [
@@ -221,7 +228,12 @@ def _caveats(findings: Findings) -> list[str]:
         ),
         "Small models on small prompts: that an architecture fails here, or does not, says little "
         "of a larger one.",
-        "Architectures differ in parameters unless --match is given.",
+        f"Parameters: {_parameters(findings)}"
+        + (
+            f"; matched to {study.match} by one width each, which is a whole number."
+            if study.match
+            else "; --match makes them as equal as a width can."
+        ),
     ]
     if not study.rates:
         said.append(f"All were trained at one learning rate, {study.rate:g}; give --rates to tune.")

@@ -9,7 +9,7 @@ import pandas as pd
 
 from experiments.hybrids.findings import findings_of
 from experiments.hybrids.searching.search import Searched, front
-from experiments.report import Report
+from experiments.report import Report, minus
 from experiments.run_folder import Outcome
 
 if TYPE_CHECKING:
@@ -32,8 +32,9 @@ def finished(study: Hybrids, folder: RunFolder, found: Searched) -> Outcome:
     if folder.leads:
         found.rungs.to_parquet(folder.path / "rungs.parquet", index=False)
         table.to_parquet(folder.path / "front.parquet", index=False)
+    score = minus(f"{best['value']:.3f}")
     outcome = Outcome(
-        f"{study.functions[0]}: best score against {best['baseline']} {best['value']:.3f} by "
+        f"{study.functions[0]}: best score against {best['baseline']} {score} by "
         f"{best['architecture']} with {best['parameters']:,} parameters; "
         f"{int(table['front'].sum())} of {len(table)} reported orders on the front; "
         f"{found.flops:.2g} FLOPs of search",
@@ -111,9 +112,11 @@ def _report(study: Hybrids, found: Searched, table: pd.DataFrame) -> Report:
             "Scores that choose are of other prompts and other seeds than scores that are reported."
         ),
         findings=[
-            f"{row['architecture']}: S = {row['value']:.3f} ({row['low']:.3f} to "
-            f"{row['high']:.3f}) against {row['baseline']} with {row['parameters']:,} parameters"
-            + ("; on the front." if row["front"] else ".")
+            minus(
+                f"{row['architecture']}: S = {row['value']:.3f} ({row['low']:.3f} to "
+                f"{row['high']:.3f}) against {row['baseline']} with {row['parameters']:,} "
+            )
+            + ("parameters; on the front." if row["front"] else "parameters.")
             for row in table.sort_values("value", ascending=False).to_dict("records")
         ],
         captions={

@@ -29,6 +29,7 @@ from ablate.reset import masks_all, weights_at
 from ablate.students import Students
 from experiments.reset.learning.climb import Cohort
 from experiments.reset.learning.treatments import Treatment, starts
+from experiments.training import is_decayed
 
 GAMMA = 6.94
 """Of the average: its window has a standard deviation of a tenth of the way."""
@@ -54,7 +55,7 @@ class Training:
             self.averages = [stack.detach().clone() for stack in self.stacks]
             self.first = [torch.zeros_like(stack) for stack in self.stacks]
             self.second = [torch.zeros_like(stack) for stack in self.stacks]
-        names = [
+        self._names = names = [
             (layer, name)
             for layer, students in sorted(self.cohort.blocks.items())
             for name in students.trained()
@@ -206,10 +207,10 @@ class Training:
         for stack in self.stacks:
             stack.grad = None
         for k, member in enumerate(self.members):
-            for matrices in (True, False):
+            for decayed in (True, False):
                 views = []
-                for i, stack in enumerate(self.stacks):
-                    if (stack.ndim > 2) is not matrices:
+                for i, (stack, (_, name)) in enumerate(zip(self.stacks, self._names, strict=True)):
+                    if is_decayed(name, stack.ndim - 1) is not decayed:
                         continue
                     view = nn.Parameter(stack.data[k])
                     views.append(view)
@@ -218,7 +219,7 @@ class Training:
                     step = torch.tensor(float(self.step), device=view.device)
                     states.append((view, {"step": step, **moments}))
                 if views:
-                    decay = self.weight_decay if matrices else 0.0
+                    decay = self.weight_decay if decayed else 0.0
                     groups.append({"params": views, "weight_decay": decay})
                     self._owners.append(member)
                     self._who.append(k)

@@ -35,6 +35,7 @@ from experiments.reset.learning.climb import Pass, block_error, divergence
 from experiments.reset.learning.cohorts import window
 from experiments.reset.learning.session import Session, own_chance
 from experiments.reset.learning.treatments import Treatment
+from experiments.training import is_decayed
 
 
 def retrain_whole(
@@ -224,10 +225,10 @@ def row_sums(session: Session, model: nn.Module, held_out: Sequence[Batch]) -> F
 def _optimiser(session: Session, trained: Mapping[str, nn.Parameter]) -> torch.optim.AdamW:
     groups = [
         {
-            "params": [p for p in trained.values() if p.ndim > 1],
-            "weight_decay": session.weight_decay,
-        },
-        {"params": [p for p in trained.values() if p.ndim <= 1], "weight_decay": 0.0},
+            "params": [p for n, p in trained.items() if is_decayed(n, p.ndim) is decayed],
+            "weight_decay": session.weight_decay if decayed else 0.0,
+        }
+        for decayed in (True, False)
     ]
     return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.95), fused=True)
 

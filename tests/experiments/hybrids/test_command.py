@@ -13,6 +13,8 @@ import torch
 from ablate import HookedModel
 from experiments.hybrids import measured
 from experiments.hybrids.study import Hybrids
+from experiments.induction.study import Induction
+from experiments.prune.study import Pruning
 from experiments.run_folder import run_study
 
 
@@ -63,6 +65,9 @@ def test_its_models_load_and_predict(folder: Path) -> None:
     model = HookedModel.from_pretrained(str(place))
     prompts = torch.zeros(1, 24, 5)
     assert model.model(prompts=prompts).logits.shape == (1, 24, 1)
+    for kind in (Pruning, Induction):  # both ask for tokens
+        with pytest.raises(ValueError, match="has no vocabulary"):
+            kind(model=str(place)).load_model()
 
 
 def test_a_killed_study_goes_on_to_the_same_numbers(
@@ -91,8 +96,9 @@ def test_a_killed_study_goes_on_to_the_same_numbers(
 
 
 def test_a_search_reports_a_front_on_other_seeds(tmp_path: Path) -> None:
+    usual = Hybrids().architectures
     asked = tiny(
-        tmp_path, search=True, candidates=6, generations=2, inside=False, architectures=("gpt2",)
+        tmp_path, search=True, candidates=6, generations=2, inside=False, architectures=usual
     )
     where, outcome = run_study("hybrid", asked)
     rungs = pd.read_parquet(where.path / "rungs.parquet")

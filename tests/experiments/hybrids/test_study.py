@@ -41,6 +41,8 @@ def test_without_learned_positions_their_variance_is_no_factor() -> None:
         for cell in cells_of(Hybrids(architectures=("gpt2", "llama"), position_std=(0.02, 1.0)))
     ]
     assert labels == ["gpt2 positions 0.02", "gpt2 positions 1", "llama"]
+    with pytest.raises(ValueError, match="none of llama, mamba learns positions"):
+        cells_of(Hybrids(architectures=("llama", "mamba"), position_std=(1.0,)))
 
 
 def test_matched_architectures_have_about_as_many_parameters() -> None:
@@ -49,6 +51,7 @@ def test_matched_architectures_have_about_as_many_parameters() -> None:
     cells = cells_of(Hybrids(architectures=("gpt2", "gpt2-swiglu"), match="gpt2"))
     sizes = [sum(p.numel() for p in Hybrid(cell.config).parameters()) for cell in cells]
     assert abs(sizes[1] / sizes[0] - 1) < 0.02
+    assert [cell.parameters for cell in cells] == sizes
     loose = cells_of(Hybrids(architectures=("gpt2", "gpt2-swiglu")))
     assert sum(p.numel() for p in Hybrid(loose[1].config).parameters()) > 1.2 * sizes[0]
 
@@ -77,6 +80,7 @@ def test_matched_architectures_have_about_as_many_parameters() -> None:
         ({"d_ff": -1}, "--d-ff -1"),
         ({"thresholds": ()}, "at least one threshold"),
         ({"candidates": 1}, "--candidates 1"),
+        ({"search": True, "architectures": ("mamba",)}, "draws its own orders"),
     ],
 )
 def test_nonsense_is_refused(options: dict[str, Any], said: str) -> None:
