@@ -7,6 +7,8 @@
     training      held-out error against steps
     schemes       whose predictions each seed follows, as training goes on
     importance    what the score loses without each head, FFN and mixer
+    attention     where each head and mixer looks
+    probes        what a linear map reads off the stream, by layer
 
 Lines are means over seeds; bands go from the smallest seed to the largest, since two or three seeds
 have no interval worth drawing. Functions take frames and return figures; nothing is computed that
@@ -22,9 +24,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from experiments.hybrids.report.inside_figures import attention, importance, probed
 from experiments.hybrids.report.line_styles import legend_below, line_colours, seed_band
 from experiments.hybrids.report.table_figures import beside, score_table
-from experiments.hybrids.report.training_figures import importance, schemes, training
+from experiments.hybrids.report.training_figures import schemes, training
 from experiments.plots import GREY, INK, panels, style
 
 if TYPE_CHECKING:
@@ -57,6 +60,10 @@ def figures(findings: Findings) -> Mapping[str, Callable[[], Figure]]:
         made["schemes"] = partial(schemes, frames["labels"])
     if len(frames["ablations"]):
         made["importance"] = partial(importance, frames["ablations"])
+    if len(frames["attention"]):
+        made["attention"] = partial(attention, frames["attention"])
+    if len(frames["probes"]):
+        made["probes"] = partial(probed, frames["probes"])
     return made
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from experiments.hybrids.inside.ablations import ALL
+from experiments.hybrids.report.inside_figures import SCORES
 from experiments.hybrids.report.published import SOURCE
 from experiments.report import Report, chosen, minus
 
@@ -25,9 +26,13 @@ CAPTIONS = {
     "of the distance to predicting 0.",
     "published": f"The score beside the published one ({SOURCE}).",
     "importance": "What the score loses without each head, FFN and mixer, one at a time.",
-    "attention": "Where heads and mixers look: attention from an x to the y's before it.",
+    "attention": "Where heads and mixers of the first seed look: label, attention from an x to the "
+    "y's before it; input, to the x's; own, to itself; previous, to the token before; pairing, "
+    "from a y to its x; match, to the y behind an earlier copy of the x, beside as many other y's "
+    "(shuffled). “even” attends to all before it alike.",
     "probes": "How much of the function's weights can be read off the stream by a linear map, by "
-    "layer; dashed: a control in which prompts and weights are shuffled.",
+    "layer: means over seeds, bands from the smallest to the largest. Dashed: a control in which "
+    "prompts and weights are shuffled; dotted: least squares on the examples.",
 }
 SHOWN = {
     "architecture": "architecture",
@@ -39,9 +44,6 @@ SHOWN = {
     "seeds": "seeds",
     "broken": "not finite",
 }
-
-LOOKING = ("label", "input", "own", "previous", "pairing", "match", "match_shuffled")
-"""Attention scores that the page has; all are in attention.parquet."""
 
 
 def report(findings: Findings) -> Report:
@@ -186,14 +188,14 @@ def _tables(findings: Findings) -> dict[str, pd.DataFrame]:
 
 
 def _inside(findings: Findings) -> dict[str, pd.DataFrame]:
-    """Where parts look, and what a linear map reads off the stream; means over seeds."""
+    """Where the parts of each seed look; what a linear map reads off the stream, over seeds."""
     tables = {}
     looking = findings.measured.frames["attention"]
     if len(looking):
-        rows = looking.loc[(looking["examples"] == ALL) & looking["metric"].isin(LOOKING)]
-        keys = ["architecture", "task", "prompts", "component"]
+        rows = looking.loc[(looking["examples"] == ALL) & looking["metric"].isin(SCORES)]
+        keys = ["architecture", "task", "seed", "prompts", "component"]
         wide = rows.pivot_table(index=keys, columns="metric", values="value", sort=False)
-        columns = [name for name in LOOKING if name in wide.columns]
+        columns = [name for name in SCORES if name in wide.columns]
         tables["Where heads and mixers look (even: what attends to all before it alike)"] = (
             wide[columns].reset_index().rename(columns={"task": "functions"})
         )

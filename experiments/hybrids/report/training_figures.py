@@ -1,4 +1,4 @@
-"""How did training go, whose predictions did each seed follow on the way, and what holds it up?"""
+"""How did training go, and whose predictions did each seed follow on the way?"""
 
 from __future__ import annotations
 
@@ -12,13 +12,10 @@ from experiments.hybrids.measuring.schemes import NONE, ZERO
 from experiments.hybrids.report.line_styles import legend_below, line_colours, seed_band, short
 from experiments.plots import (
     CYCLE,
-    DIVERGING,
     FAINT,
     GREY,
-    INK,
     PAPER,
     PURPLE,
-    annotate_cells,
     panels,
     style,
 )
@@ -29,8 +26,6 @@ if TYPE_CHECKING:
 
 MOST_ROWS = 16
 """Seeds of one panel of schemes; of more, the first of each architecture."""
-MOST_MAPS = 12
-"""Maps of importance in one figure: those of the first architectures and tasks."""
 
 
 def training(curve: pd.DataFrame) -> Figure:
@@ -98,35 +93,6 @@ def scheme_colours(labels: pd.DataFrame) -> dict[str, str]:
     return found | {NONE: "#ffffff"}
 
 
-def importance(ablations: pd.DataFrame) -> Figure:
-    """What goes without each head, FFN and mixer, of the first seed of each architecture and task.
-
-    The score that is lost; where a task has no quick baseline, the rise of the squared error.
-    """
-    fill = str(ablations["fill"].iloc[0])
-    rows = ablations.loc[ablations["fill"] == fill]
-    cells = [
-        (str(t), str(a)) for t, a in rows[["task", "architecture"]].drop_duplicates().to_numpy()
-    ]
-    cells = cells[:MOST_MAPS]
-    columns = min(3, len(cells))
-    lines = -(-len(cells) // columns)
-    deepest = int(rows["layer"].max()) + 1
-    figure, axes = panels(lines, columns, width=4.0, height=1.4 + 0.36 * deepest)
-    for number, ax in enumerate(axes.flat):
-        if number >= len(cells):
-            ax.set_visible(False)
-            continue
-        task, architecture = cells[number]
-        own = rows.loc[(rows["task"] == task) & (rows["architecture"] == architecture)]
-        own = own.loc[own["seed"] == own["seed"].min()]
-        metric = "score_drop" if (own["metric"] == "score_drop").any() else "error_increase"
-        own = own.loc[(own["metric"] == metric) & (own["examples"] == -1)]
-        what = "score lost" if metric == "score_drop" else "error gained"
-        _map(ax, own, f"{task}, {short(architecture, 22)}: {what}")
-    return figure
-
-
 def _strips(labels: pd.DataFrame, task: str, shift: str) -> list[tuple[str, pd.DataFrame]]:
     rows = labels.loc[(labels["task"] == task) & (labels["shift"] == shift)]
     seeds = rows[["architecture", "seed"]].drop_duplicates()
@@ -173,34 +139,3 @@ def _draw_strips(
     ax.set_xlim(left=0)
     ax.grid(visible=False)
     ax.tick_params(axis="y", length=0)
-
-
-def _map(ax: Axes, rows: pd.DataFrame, title: str) -> None:
-    """Layers down, heads, FFN and mixer across."""
-    names = [_column(component) for component in rows["component"]]
-    heads = sorted({n for n in names if n.startswith("H")}, key=lambda name: int(name[1:]))
-    columns = [*heads, *(n for n in ("F", "M") if n in names)]
-    layers = int(rows["layer"].max()) + 1
-    matrix = np.full((layers, len(columns)), np.nan)
-    for name, row in zip(names, rows.to_dict("records"), strict=True):
-        matrix[row["layer"], columns.index(name)] = row["value"]
-    extent = float(np.nanmax(np.abs(matrix))) or 1.0
-    spelled = {"F": "FFN", "M": "SSM"}
-    with style():
-        ax.grid(visible=False)
-        ax.set_facecolor("#eef1f4")
-        image = ax.imshow(
-            np.ma.masked_invalid(matrix), cmap=DIVERGING, vmin=-extent, vmax=extent, aspect="auto"
-        )
-        annotate_cells(ax, matrix, image, 2 if extent >= 0.1 else 3)
-        ax.set_xticks(range(len(columns)), [spelled.get(n, n) for n in columns])
-        ax.set_yticks(range(layers))
-        ax.tick_params(length=0)
-        ax.spines[:].set_visible(False)
-        ax.set_title(title, fontsize=9, color=INK)
-        ax.set_ylabel("layer")
-
-
-def _column(component: str) -> str:
-    """L1H2 -> H2, L0F -> F, L3M -> M."""
-    return component.lstrip("L").lstrip("0123456789")

@@ -24,9 +24,10 @@ def frames(
     shifts: Sequence[str] = ("none", "noisy"),
     seed: int = 0,
 ) -> dict[str, pd.DataFrame]:
-    """errors, sums, curve, labels, ablations."""
+    """errors, sums, curve, labels, ablations, attention, probes."""
     generator = np.random.default_rng(seed)
     errors, sums, curve, labels, parts = [], [], [], [], []
+    looking, probes = [], []
     steps = [0, 20, 27, 36, 48, 64, 85, 114, 152, 203, 271, 361, 482, 642, 857, 1143, 1524, 2000]
     for task in tasks:
         zero = 5 * generator.chisquare(2, (PROMPTS, POINTS)) / 2
@@ -81,12 +82,35 @@ def frames(
                     row |= {"component": name, "layer": int(name[1]), "baseline": "bayes"}
                     row |= {"examples": ALL, "metric": "score_drop"}
                     parts.append(row | {"value": float(generator.normal(0.1, 0.2))})
+                row = {"architecture": architecture, "task": task, "seed": one}
+                for name in (*names[:8], "L1M", "even"):
+                    head = int(name[3]) if "H" in name else -1
+                    part = {"component": name, "layer": int(name[1]) if name[0] == "L" else -1}
+                    part |= {"kind": name[2:3], "head": head, "examples": ALL}
+                    looking += [
+                        row
+                        | part
+                        | {"prompts": prompts, "metric": metric, "value": 0.1 * one + share}
+                        for prompts, metric, share in (
+                            ("as drawn", "label", 0.5),
+                            ("last x again", "label", 0.9),
+                            ("last x again", "match", 0.25 if name == "L1H2" else 0.1),
+                        )
+                    ]
+                for layer in range(3):
+                    for metric, r2 in (("r2", 0.4 * layer), ("r2_shuffled", 0.0)):
+                        at_layer = {"layer": layer, "examples": 5, "metric": metric}
+                        probes.append(row | at_layer | {"value": r2 + 0.05 * one})
+                best = {"layer": ALL, "examples": 5, "metric": "r2_least_squares", "value": 0.95}
+                probes.append(row | best)
     return {
         "errors": pd.concat(errors, ignore_index=True),
         "sums": pd.concat(sums, ignore_index=True),
         "curve": pd.DataFrame(curve),
         "labels": pd.DataFrame(labels),
         "ablations": pd.DataFrame(parts),
+        "attention": pd.DataFrame(looking),
+        "probes": pd.DataFrame(probes),
     }
 
 

@@ -11,15 +11,11 @@ from matplotlib.colors import to_hex
 
 from experiments.hybrids.architecture.grammar import THE_TWELVE
 from experiments.hybrids.report.figures import error_curves, figures, shifted_curves
+from experiments.hybrids.report.inside_figures import attention, importance, probed
 from experiments.hybrids.report.line_styles import line_colours, short
 from experiments.hybrids.report.published import beside_published
 from experiments.hybrids.report.table_figures import beside, score_table
-from experiments.hybrids.report.training_figures import (
-    importance,
-    scheme_colours,
-    schemes,
-    training,
-)
+from experiments.hybrids.report.training_figures import scheme_colours, schemes, training
 from tests.experiments.hybrids.invented_frames import findings, frames
 
 
@@ -31,9 +27,10 @@ def made() -> dict[str, pd.DataFrame]:
 def test_a_study_has_the_figures_that_its_frames_have_data_for(made) -> None:
     found = figures(findings(made))
     names = ["errors", "shifts", "scores", "published", "training", "schemes", "importance"]
-    assert list(found) == names
+    assert list(found) == [*names, "attention", "probes"]
     less = frames(("mambaformer",), ("mqar",), seeds=1, shifts=("none",))
-    less["ablations"] = less["labels"] = pd.DataFrame()
+    for name in ("ablations", "labels", "attention", "probes"):
+        less[name] = pd.DataFrame()
     assert list(figures(findings(less))) == ["errors", "scores", "training"]
     for make in figures(findings(less)).values():
         make().canvas.draw()
@@ -144,3 +141,26 @@ def test_colours_are_apart_and_names_fit() -> None:
     long = "mamba-rms,attention-mamba_ffn-rms*4,rope-attention-swiglu-rms"
     assert len(short(long)) <= 30
     assert short("gpt2-rms-swiglu") == "gpt2-rms-swiglu"
+
+
+def test_where_parts_look_is_the_first_seed_s_with_the_even_part_last(made) -> None:
+    figure = attention(made["attention"])
+    ax = figure.axes[0]
+    rows = [label.get_text() for label in ax.get_yticklabels()]
+    assert rows == [*(f"L{n}H{h}" for n in range(2) for h in range(4)), "L1M", "even"]
+    shown = ax.images[0].get_array()
+    assert shown is not None
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["label", "match"]
+    assert shown[rows.index("L1H2")].tolist() == [0.5, 0.25]  # as drawn; not of the second seed
+    assert sum(ax.get_visible() for ax in figure.axes) == 3
+
+
+def test_probes_have_a_control_and_the_best_there_is(made) -> None:
+    ax = probed(made["probes"]).axes[0]
+    solid = next(line for line in ax.lines if line.get_label() == "llama")
+    assert solid.get_ydata() == pytest.approx([0.025, 0.425, 0.825])
+    dashed = [line for line in ax.lines if str(line.get_label()).startswith("_")]
+    assert len(dashed) == 3
+    assert all(line.get_ydata() == pytest.approx([0.025] * 3) for line in dashed)
+    level = next(line for line in ax.lines if line.get_label() == "least squares")
+    assert set(level.get_ydata()) == {0.95}
