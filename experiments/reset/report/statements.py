@@ -62,7 +62,7 @@ def _positions(close: pd.DataFrame) -> Iterator[str]:
     p = [row["p"] for _, row in found] + [row["p"] for row in targets]
     adjusted = holm([1.0 if not np.isfinite(v) else v for v in p]) if p else []
     for (target, row), holm_p in zip(found, adjusted, strict=False):
-        name = f"{TARGETS[target]}: {NAMES[row['contrast']]} against the middle"
+        name = f"{_begun(target)}: {NAMES[row['contrast']]} against the middle"
         if not np.isfinite(row["value"]):
             yield (
                 f"{name}: not estimable ({row['reason']})."
@@ -72,9 +72,8 @@ def _positions(close: pd.DataFrame) -> Iterator[str]:
             continue
         yield (
             f"{name} takes {_times(row['ratio'])} the tokens to come within {THRESHOLD:g} nat "
-            f"(e^effect, 95 % interval of the effect {_pm(row['low'], row['high'])}; Holm's p "
-            f"{_p(float(holm_p))} over {len(p)} tests; {row['crossed']} of {row['students']} "
-            f"students crossed; {row['over']})."
+            f"({_interval(row['low'], row['high'])}; Holm's p {_p(float(holm_p))} over {len(p)} "
+            f"tests; {row['crossed']} of {row['students']} students crossed; {row['over']})."
         )
     for row, holm_p in zip(targets, adjusted[len(found) :], strict=True):
         value = float(row["value"])  # pyright: ignore[reportArgumentType]
@@ -84,8 +83,8 @@ def _positions(close: pd.DataFrame) -> Iterator[str]:
         low, high = float(row["low"]), float(row["high"])  # pyright: ignore[reportArgumentType]
         yield (
             f"Local regression takes {_times(math.exp(value))} the tokens of the LM loss to come "
-            f"within {THRESHOLD:g} nat, place by place (95 % interval {_times(math.exp(low))} to "
-            f"{_times(math.exp(high))}; Holm's p {_p(float(holm_p))}; {row['over']})."
+            f"within {THRESHOLD:g} nat, place by place ({_interval(low, high)}; Holm's p "
+            f"{_p(float(holm_p))}; {row['over']})."
         )
 
 
@@ -98,7 +97,7 @@ def _tail(own: pd.DataFrame) -> Iterator[str]:
         fine = rows["tokens_fine"].to_numpy(float)
         least = np.where(np.isfinite(fine), fine, rows["at_budget_fine"]) / rows["tokens"]
         yield (
-            f"{TARGETS[str(target)]}: of {len(rows)} students that came within 0.1 nat "
+            f"{_begun(str(target))}: of {len(rows)} students that came within 0.1 nat "
             f"{int(np.isfinite(fine).sum())} came within 0.01 nat; the median one takes at least "
             f"{_times(float(np.median(least)))} the tokens (those that did not come count with all "
             "they were given)."
@@ -117,7 +116,7 @@ def _progress(ledger: pd.DataFrame, bases: Sequence[Opened]) -> Iterator[str]:
         q = [known[base, at].reached(gap) for base, at, gap in ends if (base, at) in known]
         if q and all(map(math.isfinite, q)):
             yield (
-                f"{TARGETS[str(target)]}: at the end of the budget the losses are those that the "
+                f"{_begun(str(target))}: at the end of the budget the losses are those that the "
                 f"base itself had after {min(q):.0%} to {max(q):.0%} of its training (median "
                 f"{float(np.median(q)):.0%}; the base's curve is that of its own schedule)."
             )
@@ -158,8 +157,16 @@ def _times(ratio: float) -> str:
     return f"{ratio:.2g} times"
 
 
-def _pm(low: float, high: float) -> str:
-    return f"{low:.2g} to {high:.2g}".replace("-", "−")
+def _begun(target: str) -> str:
+    """A target as a sentence begins."""
+    return TARGETS[target][0].upper() + TARGETS[target][1:]
+
+
+def _interval(low: float, high: float) -> str:
+    """Of a ratio, from the ends of its logarithm."""
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return "too few base runs for an interval"
+    return f"95 % interval {math.exp(low):.2g} to {math.exp(high):.2g} times"
 
 
 def _p(value: float) -> str:
