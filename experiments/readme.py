@@ -3,7 +3,8 @@
 Between `<!-- name -->` and `<!-- /name -->` stands what a command made: the demo's last line and
 figure (`ablate prune` with no option), what was measured of the bundled model (its training
 record, and the demo's accuracies of the whole model), and the newest finished `ablate bench` that
-measured sweeps, the newest that measured induction scans, and the newest that retrained layers.
+measured sweeps, the newest that measured induction scans, the newest that retrained layers, and the
+newest that trained hybrids.
 """
 
 from __future__ import annotations
@@ -122,6 +123,7 @@ def main() -> None:
         ("bench", "sweep"),
         ("bench-induction", "induction"),
         ("bench-reset", "reset"),
+        ("bench-hybrid", "hybrid"),
     ):
         if (bench := newest(Pruning().runs, work)) is not None:
             text = replaced(text, name, bench_block(bench))
