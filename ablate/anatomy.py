@@ -13,7 +13,7 @@ that a given model does not have (no final norm, no head, an attention-free laye
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import nn
@@ -100,6 +100,9 @@ _BERT_ATTENTION = Attention(
 )
 
 
+_ESM_ATTENTION = replace(_BERT_ATTENTION, norms=("attention.LayerNorm",))
+
+
 def _llama(
     family: str,
     attention: Attention = _SELF_ATTN,
@@ -134,6 +137,18 @@ def _bert(family: str, lm_head: str) -> Anatomy:
         embeddings=tuple(f"embeddings.{name}" for name in names),
     )
     return Anatomy(family, (blocks,), lm_head)
+
+
+_ESM = Blocks(
+    "encoder.layer",
+    _ESM_ATTENTION,
+    ffn="output.dense",
+    embeddings=tuple(
+        f"embeddings.{name}" for name in ("word_embeddings", "position_embeddings", "layer_norm")
+    ),
+    final_norm="encoder.emb_layer_norm_after",
+)
+"""BERT's names with norms before the branches (ESM-2)."""
 
 
 def _t5_attention(module: str) -> Attention:
@@ -250,6 +265,7 @@ FAMILIES: dict[str, Anatomy] = {
         ),
         _bert("bert", "cls"),
         _bert("roberta", "lm_head"),
+        Anatomy("esm", (_ESM,)),
         Anatomy(
             "t5",
             (

@@ -217,7 +217,7 @@ def auto_class(config: Any) -> Any:
     """The Auto class of a config's architecture; without one, what its family is mostly used as."""
     architecture = (config.architectures or [""])[0]
     if not architecture:
-        masked = config.model_type in ("bert", "roberta")
+        masked = config.model_type in ("bert", "roberta", "esm")
         architecture = "ForMaskedLM" if masked else "ForCausalLM"
         if config.is_encoder_decoder:
             architecture = "ForConditionalGeneration"

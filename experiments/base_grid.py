@@ -38,7 +38,7 @@ PER_PARAMETER = 2.5
 """Tokens for each weight of the blocks, in the other slice."""
 HEAD_WIDTH = 32
 OTHERS: tuple[dict[str, Any], ...] = (
-    {"family": "bert", "layers": 4, "d_model": 64, "rate": 4e-3, "tokens": 4 * MATCHED_TOKENS},
+    {"family": "esm", "layers": 4, "d_model": 64, "rate": 2e-3},
     {"family": "bert", "layers": 4, "d_model": 128, "rate": 2e-3, "tokens": 4 * MATCHED_TOKENS},
     {"family": "t5", "layers": 4, "d_model": 64, "rate": 2e-3},
     {"family": "bart", "layers": 4, "d_model": 64, "rate": 2e-3},
@@ -53,7 +53,8 @@ OTHERS: tuple[dict[str, Any], ...] = (
         "batch": 32,
     },
 )
-"""Encoders and encoder-decoders. An encoder predicts 15 % of what it reads, and so reads more."""
+"""Encoders and encoder-decoders. An encoder predicts 15 % of what it reads. esm learns from it at
+once; bert, with learned positions and norms behind its branches, reads more and may not."""
 SHARED = {
     "vocab": 1024,
     "context": 128,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
-Family = Literal["opt", "gpt2", "llama", "hybrid", "bert", "t5", "bart"]
+Family = Literal["opt", "gpt2", "llama", "hybrid", "bert", "esm", "t5", "bart"]
 Kind = Literal["decoder", "encoder", "encoder-decoder"]
 TaskName = Literal["lm", "mlm", "denoising", "translation"]
 
@@ -18,6 +18,7 @@ KINDS: Mapping[Family, Kind] = {
     "llama": "decoder",
     "hybrid": "decoder",
     "bert": "encoder",
+    "esm": "encoder",
     "t5": "encoder-decoder",
     "bart": "encoder-decoder",
 }

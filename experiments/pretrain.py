@@ -36,7 +36,8 @@ class Pretraining(RunOptions):
     """Train the bases of the reset study, all on as many tokens or on as many a parameter; they
     bring their own shapes."""
     family: Family = field(default="opt", metadata=LATER)
-    """Architecture: opt, gpt2, llama and hybrid decode, bert encodes, t5 and bart do both."""
+    """Architecture: opt, gpt2, llama and hybrid decode, bert and esm encode, t5 and bart do
+    both."""
     blocks: str = field(default="", metadata=LATER)
     """Blocks of a hybrid: a preset (gpt2, llama, mamba, mambaformer, ...) of --layers layers, or
     the blocks one by one, as 'mamba-rms, attention-mamba_ffn-rms*3'; --family hybrid alone is
@@ -147,10 +148,10 @@ class Pretraining(RunOptions):
             )
         if not 0 <= self.reserved_share <= 0.9:
             raise ValueError(f"--reserved-share {self.reserved_share}: give a share in [0, 0.9]")
-        if self.family == "llama" and self.d_model // self.heads % 2:
+        if self.family in ("llama", "esm") and self.d_model // self.heads % 2:
             raise ValueError(
-                f"llama turns pairs of dimensions: {self.d_model} over {self.heads} heads leaves "
-                f"{self.d_model // self.heads} each; give another --heads"
+                f"{self.family} turns pairs of dimensions: {self.d_model} over {self.heads} heads"
+                f" leaves {self.d_model // self.heads} each; give another --heads"
             )
 
     @property

@@ -145,6 +145,12 @@ CONFIGS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "bert": ("BertForMaskedLM", "BertConfig", _BERT),
     "bert-bare": ("BertModel", "BertConfig", _BERT),
     "roberta": ("RobertaForMaskedLM", "RobertaConfig", _BERT),
+    "esm": (
+        "EsmForMaskedLM",
+        "EsmConfig",
+        _BERT
+        | {"position_embedding_type": "rotary", "mask_token_id": 4, "emb_layer_norm_before": False},
+    ),
     "t5": ("T5ForConditionalGeneration", "T5Config", _T5),
     "t5-gated": (
         "T5ForConditionalGeneration",
@@ -172,7 +178,7 @@ CONFIGS: dict[str, tuple[str, str, dict[str, Any]]] = {
 
 FAMILIES = tuple(CONFIGS)
 TWO_STACKS = ("t5", "t5-gated", "bart")
-ENCODERS = ("bert", "bert-bare", "roberta")
+ENCODERS = ("bert", "bert-bare", "roberta", "esm")
 DECODERS = tuple(name for name in FAMILIES if name not in (*TWO_STACKS, *ENCODERS))
 
 

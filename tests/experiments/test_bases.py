@@ -166,7 +166,7 @@ def test_origins_that_are_not_there_are_refused(trained: Path, corpus: Path, tmp
 
 @pytest.mark.parametrize(
     ("name", "kind", "objective"),
-    [("gpt2", "decoder", "lm"), ("bert", "encoder", "mlm"), ("bart", "encoder-decoder", "lm")],
+    [("gpt2", "decoder", "lm"), ("esm", "encoder", "mlm"), ("bart", "encoder-decoder", "lm")],
 )
 def test_any_model_is_a_base_of_unknown_t0(
     name, kind, objective, trained: Path, corpus: Path, tmp_path: Path
@@ -230,7 +230,7 @@ def test_the_grid_matches_what_it_says():
     assert {b.tokens for b in decoders} == {4_000_000}
     ratios = {round(b.tokens / (12 * b.layers * b.d_model**2), 3) for b in per}
     assert ratios == {2.5}
-    assert {b.family for b in tokens} == {"opt", "bert", "bart", "t5"}
+    assert {b.family for b in tokens} == {"opt", "bert", "esm", "bart", "t5"}
     assert [b.seed for b in per] == sorted(b.seed for b in per)
     assert len({model_folder(b) for b in (*tokens, *per)}) == len(tokens) + len(per)
     assert grid("tokens", Pretraining(seed=7, corpus="x"))[0].seed == 7

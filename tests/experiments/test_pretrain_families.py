@@ -88,7 +88,7 @@ def test_blocks_are_a_hybrid():
             Pretraining(**options)
 
 
-@pytest.mark.parametrize(("family", "task"), [("bert", "mlm"), ("bart", "denoising")])
+@pytest.mark.parametrize(("family", "task"), [("esm", "mlm"), ("bart", "denoising")])
 def test_a_resumed_run_ends_where_the_uninterrupted_one_does(
     family, task, corpus: Path, tmp_path: Path
 ):

@@ -20,6 +20,7 @@ FAMILIES = [
     ("gpt_neox", None),
     ("mamba", None),
     ("bert", None),
+    ("esm", None),
     ("t5", "decoder"),
     ("t5", "encoder"),
     ("bart", "decoder"),

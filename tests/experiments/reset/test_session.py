@@ -39,7 +39,7 @@ def same(one: pd.DataFrame, other: pd.DataFrame, tolerance: float = 2e-4) -> Non
         np.testing.assert_allclose(one[name], other[name], atol=tolerance, rtol=tolerance)
 
 
-@pytest.mark.parametrize("family", ["opt", "gpt2", "bert"])
+@pytest.mark.parametrize("family", ["opt", "gpt2", "bert", "esm"])
 def test_curves_are_those_of_the_plain_way(family: str) -> None:
     treatments = [
         treated(0),
