@@ -119,15 +119,28 @@ def finished(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.loc[rows["base_share"] == rows.groupby("base")["base_share"].transform("max")]
 
 
-def lead(rows: pd.DataFrame, family: str | None = None) -> pd.DataFrame:
+def lead(
+    rows: pd.DataFrame, family: str | None = None, *, finished_only: bool = True
+) -> pd.DataFrame:
     """Rows of the largest base of a family (the first one present), all its seeds, at its end."""
     if rows.empty:
         return rows
     name = family or families(rows)[0]
-    rows = finished(rows.loc[rows["family"] == name])
+    rows = rows.loc[rows["family"] == name]
+    rows = finished(rows) if finished_only else rows
     for size in ("n_layers", "d_model"):
         rows = rows.loc[rows[size] == rows[size].max()]
     return rows
+
+
+def most_varied(rows: pd.DataFrame, column: str) -> pd.DataFrame:
+    """Rows of the shape (family, N, D) with the most values of a column: what only some bases were
+    asked is shown of those. Of several shapes, `lead`'s."""
+    if rows.empty:
+        return rows
+    shape = ["family", "n_layers", "d_model"]
+    number = rows.groupby(shape)[column].transform("nunique")
+    return lead(rows.loc[number == number.max()], finished_only=False)
 
 
 def base_names(ledger: pd.DataFrame) -> dict[str, str]:

@@ -114,7 +114,7 @@ def predictors(
     Open triangles never came within the threshold; they stand at their bound.
     """
     table = foretold(values, crossings, threshold)
-    unit, text = unit_of(lead(crossings))
+    unit, text = unit_of(crossings)
     names = list(dict.fromkeys(table["predictor"]))
     columns = min(len(names), 3)
     lines = -(-len(names) // columns)
@@ -141,8 +141,14 @@ def predictors(
 
 
 def foretold(values: pd.DataFrame, crossings: pd.DataFrame, threshold: float) -> pd.DataFrame:
-    """Predictors of the lead base's layers beside their median amount at the threshold."""
-    own = lead(at_threshold(crossings, threshold))
+    """Predictors of the layers of the largest base that has some, beside their median amount at the
+    threshold."""
+    own = at_threshold(crossings, threshold)
+    if "base" in values:
+        own = own.loc[own["base"].isin(values["base"])]
+    own = lead(own)
+    if own.empty:
+        return own
     own = own.loc[own["target"] == targets(own)[0]]
     keys = [name for name in ("base", "stack", "layer") if name in values]
     table = medians(own, keys, unit_of(own)[0]).rename(columns={"value": "amount"})

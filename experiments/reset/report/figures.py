@@ -23,6 +23,7 @@ from experiments.reset.result import (
     finished,
     lead,
     main,
+    most_varied,
     one_weights,
     targets,
 )
@@ -86,13 +87,7 @@ def estimable(slopes: pd.DataFrame) -> pd.DataFrame:
 def _checkpoints(close: pd.DataFrame) -> int:
     """How many lengths of base training there are of the shape that base_length shows."""
     known = close.loc[close["base_tokens"].notna()]
-    if known.empty:
-        return 0
-    first = lead(known).iloc[0]
-    same = (
-        known[["family", "n_layers", "d_model"]] == first[["family", "n_layers", "d_model"]]
-    ).all(axis=1)
-    return known.loc[same, "base_tokens"].nunique()
+    return most_varied(known, "base_tokens")["base_tokens"].nunique()
 
 
 def _is_grid(rows: pd.DataFrame) -> bool:

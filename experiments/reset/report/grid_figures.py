@@ -30,7 +30,7 @@ from experiments.reset.result import (
     at_place,
     at_threshold,
     finished,
-    lead,
+    most_varied,
     place_name,
     places,
     targets,
@@ -127,12 +127,7 @@ def base_length(crossings: pd.DataFrame, threshold: float = THRESHOLD) -> Figure
     Dashed: the same number of tokens whatever the base (β = 0), and the same share (β = 1).
     """
     own = at_threshold(crossings, threshold)
-    own = own.loc[own["base_tokens"].notna()]
-    first = lead(own)
-    size = (own["family"] == first["family"].iloc[0]) & (
-        own["n_layers"] == first["n_layers"].iloc[0]
-    )
-    own = own.loc[size & (own["d_model"] == first["d_model"].iloc[0])]
+    own = most_varied(own.loc[own["base_tokens"].notna()], "base_tokens")
     names, found = targets(own), places(own)
     figure, axes = panels(1, len(names), width=9.2 / max(len(names), 2), height=3.7, share_y=True)
     for number, (ax, target) in enumerate(zip(axes.flat, names, strict=True)):

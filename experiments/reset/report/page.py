@@ -23,6 +23,7 @@ from experiments.reset.result import (
     knows_length,
     lead,
     main,
+    most_varied,
     percent,
     places,
     targets,
@@ -106,19 +107,21 @@ def _captions(result: Result) -> dict[str, str]:
     captions["arms"] += captions.pop("arms_gap")
     aside = captions.pop("aside")
     captions["families"] += extra + (aside if "A13" in present else "")
-    which = _which(ledger)
-    for name in ("recovery", "shares", "arms", "targets", "unique"):
-        captions[name] += which
+    shown = {name: lead(ledger) for name in ("recovery", "shares", "targets")}
+    shown["arms"] = most_varied(ledger, "arm")
+    shown["base_length"] = most_varied(ledger, "base_tokens")
+    shown["unique"] = lead(ledger.loc[ledger["unique"].notna()]) if len(ledger) else ledger
+    for name, rows in shown.items():
+        captions[name] += _which(rows) if _shapes(ledger) > 1 else ""
     return {
         name: text.replace("{amount}", amount).replace("{threshold}", f"{THRESHOLD:g}")
         for name, text in captions.items()
     }
 
 
-def _which(ledger: pd.DataFrame) -> str:
-    """Which base is shown, where there are several."""
-    rows = lead(ledger) if len(ledger) else ledger
-    if rows.empty or _shapes(ledger) < 2:
+def _which(rows: pd.DataFrame) -> str:
+    """Which base these rows are of."""
+    if rows.empty:
         return ""
     first = rows.iloc[0]
     seeds = len(set(rows["base_seed"]))
@@ -129,6 +132,8 @@ def _which(ledger: pd.DataFrame) -> str:
 
 
 def _shapes(ledger: pd.DataFrame) -> int:
+    if ledger.empty:
+        return 0
     return len(ledger[["family", "n_layers", "d_model"]].drop_duplicates())
 
 

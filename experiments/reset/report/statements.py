@@ -52,10 +52,11 @@ def statements(
 def _positions(close: pd.DataFrame) -> Iterator[str]:
     """Contrasts of depth for every target, and the targets against each other."""
     found = []
-    for target, rows in close.groupby("target"):
+    for target in ("lm", "hidden"):  # named beforehand; what one arm adds takes no part in Holm
+        rows = close.loc[close["target"] == target]
         if rows["layer"].nunique() > 2:
             table = position_contrasts(rows, np.random.default_rng(SEED))
-            found += [(str(target), row) for row in table.to_dict("records")]
+            found += [(target, row) for row in table.to_dict("records")]
     targets: list[dict[str, object]] = []
     if {"lm", "hidden"} <= set(close["target"]):
         targets = target_contrast(close).to_dict("records")
@@ -72,7 +73,8 @@ def _positions(close: pd.DataFrame) -> Iterator[str]:
             continue
         yield (
             f"{name} takes {_times(row['ratio'])} the tokens to come within {THRESHOLD:g} nat "
-            f"({_interval(row['low'], row['high'])}; Holm's p {_p(float(holm_p))} over {len(p)} "
+            f"({_interval(row['ratio_low'], row['ratio_high'])}; Holm's p "
+            f"{_p(float(holm_p))} over {len(p)} "
             f"tests; {row['crossed']} of {row['students']} students crossed; {row['over']})."
         )
     for row, holm_p in zip(targets, adjusted[len(found) :], strict=True):
@@ -80,7 +82,7 @@ def _positions(close: pd.DataFrame) -> Iterator[str]:
         if not math.isfinite(value):
             yield f"Local regression against the LM loss: not estimable ({row['reason']})."
             continue
-        low, high = float(row["low"]), float(row["high"])  # pyright: ignore[reportArgumentType]
+        low, high = (math.exp(float(row[end])) for end in ("low", "high"))  # pyright: ignore
         yield (
             f"Local regression takes {_times(math.exp(value))} the tokens of the LM loss to come "
             f"within {THRESHOLD:g} nat, place by place ({_interval(low, high)}; Holm's p "
@@ -163,10 +165,10 @@ def _begun(target: str) -> str:
 
 
 def _interval(low: float, high: float) -> str:
-    """Of a ratio, from the ends of its logarithm."""
+    """Of a ratio."""
     if not (math.isfinite(low) and math.isfinite(high)):
         return "too few base runs for an interval"
-    return f"95 % interval {math.exp(low):.2g} to {math.exp(high):.2g} times"
+    return f"95 % interval {low:.2g} to {high:.2g} times"
 
 
 def _p(value: float) -> str:

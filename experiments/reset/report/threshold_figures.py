@@ -27,9 +27,11 @@ from experiments.reset.result import (
     STACKS,
     TARGETS,
     THRESHOLD,
+    finished,
     is_whole,
     lead,
     main,
+    most_varied,
     near,
     one_weights,
     percent,
@@ -104,9 +106,9 @@ def arms(ledger: pd.DataFrame, crossings: pd.DataFrame, threshold: float = THRES
     The gap stands for arms that were not reset or not meant to come back, and for those of which
     no student came within the threshold. Small dots are single students, coloured by layer.
     """
-    marked = one_weights(lead(crossings))
+    marked = one_weights(finished(most_varied(crossings, "arm")))
     marked = named_arms(marked.loc[(marked["kind"] == "absolute") & near(marked, threshold)])
-    last = named_arms(ends(one_weights(numbered(lead(ledger)))))
+    last = named_arms(ends(one_weights(numbered(finished(most_varied(ledger, "arm"))))))
     reached = marked.loc[~marked["arm"].isin(GAP_ONLY)]
     came = reached.groupby("name")["status"].transform(lambda s: (s == "recovered").any())
     never = reached.loc[~came.astype(bool), "name"] if len(reached) else reached["name"]

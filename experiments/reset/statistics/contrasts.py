@@ -42,9 +42,9 @@ def position_contrasts(
     """First − middle, last − middle and the quadratic in depth, for crossings of one threshold.
 
     Columns: contrast, value (of log T), ratio (e^value; for the quadratic: an end against the
-    middle), low, high, p_model (of the model), p_ranks (of the sign flips), p (the model's, or the
-    ranks' where it has none), holm, method, students, crossed, clusters, over, reason. A contrast
-    without any p counts as 1 in Holm's family.
+    middle) with ratio_low and ratio_high, low, high, p_model (of the model), p_ranks (of the sign
+    flips), p (the model's, or the ranks' where it has none), holm, method, students, crossed,
+    clusters, over, reason. A contrast without any p counts as 1 in Holm's family.
     """
     rows = []
     several = runs(crossings).nunique() > 1
@@ -64,16 +64,19 @@ def position_contrasts(
         by_model = np.isfinite(found["p"])
         method = "model" if by_model else "ranks" if np.isfinite(p_ranks) else "none"
         kept = ("value", "low", "high", "students", "crossed", "clusters", "over", "reason")
-        size = found["value"] / 4 if name == "depth²" else found["value"]
+        share = 0.25 if name == "depth²" else 1.0  # (½)²: an end is half a depth from the middle
+        ratios = {"ratio": "value", "ratio_low": "low", "ratio_high": "high"}
         rows.append(
-            {"contrast": name, "ratio": float(np.exp(size))}
+            {"contrast": name}
+            | {ratio: float(np.exp(share * found[key])) for ratio, key in ratios.items()}
             | {key: found[key] for key in kept}
             | {"p_model": found["p"], "p_ranks": p_ranks, "method": method}
             | {"p": found["p"] if by_model else p_ranks}
         )
     table = pd.DataFrame(rows)
     table["holm"] = np.where(table["p"].isna(), np.nan, holm(table["p"].fillna(1.0)))
-    names = ["contrast", "value", "ratio", "low", "high", "p_model", "p_ranks", "p", "holm"]
+    names = ["contrast", "value", "ratio", "ratio_low", "ratio_high", "low", "high"]
+    names += ["p_model", "p_ranks", "p", "holm"]
     return table.loc[:, [*names, "method", "students", "crossed", "clusters", "over", "reason"]]
 
 

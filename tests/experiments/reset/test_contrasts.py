@@ -59,6 +59,8 @@ def test_a_valley_over_depth_is_the_quadratic():
     table = position_contrasts(rows, np.random.default_rng(0)).set_index("contrast")
     assert table["low"]["depth²"] < 8 < table["high"]["depth²"]
     assert table["ratio"]["depth²"] == pytest.approx(math.exp(2), rel=0.2)
+    assert table["ratio_low"]["depth²"] < table["ratio"]["depth²"] < table["ratio_high"]["depth²"]
+    assert table["ratio_low"]["depth²"] == pytest.approx(math.exp(table["low"]["depth²"] / 4))
 
 
 def test_a_first_layer_that_never_crosses_is_judged_by_ranks():

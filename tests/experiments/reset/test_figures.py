@@ -11,7 +11,7 @@ from experiments.reset.report.figures import DEFAULT, figures
 from experiments.reset.report.grid_figures import base_length, depth, exponents
 from experiments.reset.report.recovery_figures import by_family, by_target, recovery
 from experiments.reset.report.threshold_figures import arms, named_arms, shares, survival
-from experiments.reset.result import Result, main
+from experiments.reset.result import Result, lead, main, most_varied
 from experiments.reset.statistics.crossing import crossings
 from experiments.reset.statistics.summaries import medians
 from experiments.reset.statistics.survival import survival_steps
@@ -125,6 +125,16 @@ def test_shares_are_medians_and_censored_cells_are_hatched(marked: pd.DataFrame)
                 assert shown[cell[1], cell[0]] == pytest.approx(max(row["value"], low))
         assert hatched
         assert any(text.get_text() == ">8 %" for text in ax.texts)
+
+
+def test_what_one_base_was_asked_is_shown_of_that_base():
+    small = planted.arms(layers=(0, 1), seeds=(0,))
+    large = ledger(range(2)).assign(base="large", n_layers=12)
+    rows = pd.concat([small, large], ignore_index=True)
+    assert set(lead(rows)["base"]) == {"large"}
+    assert set(most_varied(rows, "arm")["base"]) == set(small["base"])
+    reached, *_ = drawn(arms(rows, crossings(rows)))
+    assert "A10 law rewind" in [label.get_text() for label in reached.get_yticklabels()]
 
 
 def test_arms_show_medians_censored_students_and_gaps_at_the_budget():
