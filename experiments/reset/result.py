@@ -100,7 +100,11 @@ def asked(rows: pd.DataFrame) -> pd.DataFrame:
         & (rows["law"] == "init")
         & rows["unique"].isna()
     )
-    rows = rows.loc[keep]
+    return usual_origin(rows.loc[keep])
+
+
+def usual_origin(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of the origin of data that most bases have (of several, the first)."""
     bases = {o: rows.loc[rows["origin"] == o, "base"].nunique() for o in ORIGINS}
     most = max(bases, key=lambda origin: bases[origin])
     return rows.loc[rows["origin"] == most] if bases[most] else rows
@@ -165,6 +169,13 @@ def base_names(ledger: pd.DataFrame) -> dict[str, str]:
 def families(rows: pd.DataFrame) -> list[str]:
     """The families present, decoders first."""
     return [name for name in FAMILIES if len(rows) and (rows["family"] == name).any()]
+
+
+def clearest(crossings: pd.DataFrame) -> str:
+    """The target of which most students crossed; of several, the first."""
+    crossed = crossings.loc[np.isfinite(crossings["tokens"].to_numpy(float))]
+    number = {name: int((crossed["target"] == name).sum()) for name in targets(crossings)}
+    return max(number, key=lambda name: number[name])
 
 
 def targets(rows: pd.DataFrame) -> list[str]:

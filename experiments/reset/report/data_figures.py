@@ -5,7 +5,7 @@ Unique data against steps (F6), predictors of a layer's recovery (F11), speed-up
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -19,6 +19,7 @@ from experiments.reset.result import (
     amount_label,
     at_place,
     at_threshold,
+    clearest,
     knows_length,
     lead,
     one_weights,
@@ -35,75 +36,86 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+MOST_PLACES = 6
+"""Rows of a figure that has one a place."""
 CONTOURS = (0.2, 0.1, 0.05, 0.02, 0.01)
 """Gaps that have a line of their own."""
 
 
 def unique_data(ledger: pd.DataFrame) -> Figure:
-    """F6: gap by tokens processed (across) and unique data cycled (up); a panel a target.
+    """F6: gap by tokens processed (across) and unique data cycled (up); a row a place, a column a
+    target.
 
-    A ring is the smallest gap at that much unique data; left of the dashed line nothing was read
-    twice.
+    A ring is the smallest gap at that much unique data; right of the dashed line data is repeated.
     """
     own = cycled(ledger)
-    names = targets(own)
-    figure, axes = panels(1, len(names), width=9.2 / max(len(names), 2), height=3.6, share_y=True)
+    own = own.loc[own["tokens"] > 0]
+    names, found = targets(own), _spread(places(own))
     known = knows_length(own)
-    tables = {}
-    for target in names:
-        rows = own.loc[(own["target"] == target) & (own["tokens"] > 0)]
-        rows = rows.assign(at=rows["tokens"] / (rows["base_tokens"] if known else 1.0))
-        tables[target] = rows.pivot_table(index="unique", columns="at", values="gap")
+    own = own.assign(at=own["tokens"] / (own["base_tokens"] if known else 1.0))
+    figure, axes = panels(
+        len(found), len(names), width=9.2 / max(len(names), 2), height=2.5, share_y=True
+    )
+    tables = {
+        (place, target): at_place(own, place)
+        .query("target == @target")
+        .pivot_table(index="unique", columns="at", values="gap")
+        for place in found
+        for target in names
+    }
     low, high = log_limits(np.concatenate([t.to_numpy(float).ravel() for t in tables.values()]))
-    levels = np.geomspace(low, high, 15)
-    image = None
-    for number, (ax, target) in enumerate(zip(axes.flat, names, strict=True)):
-        table = tables[target]
-        x, y = table.columns.to_numpy(float), table.index.to_numpy(float)
-        gap = np.ma.masked_invalid(np.clip(table.to_numpy(float), low, None))
-        with style():
-            ax.grid(visible=False)
-            image = ax.contourf(x, y, gap, levels=levels, cmap=SEQUENTIAL, norm=LogNorm(low, high))
-            marks = sorted(v for v in CONTOURS if low < v < high)
-            if marks:
-                lines = ax.contour(x, y, gap, levels=marks, colors=PAPER, linewidths=0.9)
-                ax.clabel(lines, fmt="%g", fontsize=7.5)
-            best = table.columns.to_numpy(float)[
-                table.fillna(np.inf).to_numpy(float).argmin(axis=1)
-            ]
-            ax.plot(
-                best, y, "o", color=PAPER, markeredgecolor=INK, markeredgewidth=1.2, clip_on=False
-            )
-            if known:
-                ends = max(x.min(), y.min()), min(x.max(), y.max())
-                if ends[0] < ends[1]:
-                    ax.plot(ends, ends, color=INK, linewidth=1.0, linestyle=(0, (4, 3)))
-            ax.set(xscale="log", yscale="log", title=TARGETS[target])
-            ax.set_xlim(x.min(), x.max())
-            ax.set_ylim(y.min(), y.max())
-            ax.set_xlabel("tokens processed, share of T0" if known else "tokens processed")
-            ax.set_ylabel("unique data, share of T0" if number == 0 else "")
+    image: Any = None
+    for ax, ((place, target), table) in zip(axes.flat, tables.items(), strict=True):
+        image = _surface(ax, table, (low, high), diagonal=known)
+        ax.set_title(f"{place_name(*place)}: {TARGETS[target]}", fontsize=9.5)
+        below, first = place == found[-1], target == names[0]
+        ax.set_xlabel(("tokens, share of T0" if known else "tokens") if below else "")
+        ax.set_ylabel("unique data, share of T0" if first else "", fontsize=8.5)
         spelled_ticks(ax, percent if known else tokens_text)
         spelled_ticks(ax, percent, which="y")
-    if image is not None:
-        with style():
-            bar = figure.colorbar(image, ax=list(axes.flat), pad=0.02, fraction=0.04)
-            bar.outline.set_visible(False)
-            marks = [v for v in (*CONTOURS, 0.5, 1, 2, 5) if low <= v <= high]
-            bar.set_ticks(marks, labels=[f"{v:g}" for v in marks])
-            bar.ax.tick_params(length=0, labelsize=8, which="both")
-            bar.set_label("gap, nat")
+    with style():
+        bar = figure.colorbar(image, ax=list(axes.flat), pad=0.02, fraction=0.04)
+        bar.outline.set_visible(False)
+        marks = [v for v in (*CONTOURS, 0.5, 1, 2, 5) if low <= v <= high]
+        bar.set_ticks(marks, labels=[f"{v:g}" for v in marks])
+        bar.ax.tick_params(length=0, labelsize=8, which="both")
+        bar.set_label("gap, nat")
     return figure
 
 
+def _surface(ax: Axes, table: pd.DataFrame, ends: tuple[float, float], *, diagonal: bool) -> Any:
+    """A gap by unique data (rows) and tokens (columns) as filled contours."""
+    low, high = ends
+    x, y = table.columns.to_numpy(float), table.index.to_numpy(float)
+    gap = np.ma.masked_invalid(np.clip(table.to_numpy(float), low, None))
+    with style():
+        ax.grid(visible=False)
+        levels = np.geomspace(low, high, 15)
+        image = ax.contourf(x, y, gap, levels=levels, cmap=SEQUENTIAL, norm=LogNorm(low, high))
+        marks = sorted(v for v in CONTOURS if low < v < high)
+        if marks and gap.min() < marks[-1]:
+            lines = ax.contour(x, y, gap, levels=marks, colors=PAPER, linewidths=0.9)
+            ax.clabel(lines, fmt="%g", fontsize=7.5)
+        best = x[table.fillna(np.inf).to_numpy(float).argmin(axis=1)]
+        ax.plot(best, y, "o", color=PAPER, markeredgecolor=INK, markeredgewidth=1.2, clip_on=False)
+        repeats = max(x.min(), y.min()), min(x.max(), y.max())
+        if diagonal and repeats[0] < repeats[1]:
+            ax.plot(repeats, repeats, color=INK, linewidth=1.0, linestyle=(0, (4, 3)))
+        ax.set(xscale="log", yscale="log", xlim=(x.min(), x.max()), ylim=(y.min(), y.max()))
+    return image
+
+
+def _spread(found: list[tuple[str, int]]) -> list[tuple[str, int]]:
+    """At most MOST_PLACES of the places, from the first to the last."""
+    if len(found) <= MOST_PLACES:
+        return found
+    return [found[round(i)] for i in np.linspace(0, len(found) - 1, MOST_PLACES)]
+
+
 def cycled(ledger: pd.DataFrame) -> pd.DataFrame:
-    """Rows whose data is cycled, of the lead base and the place with most of them."""
+    """Rows whose data is cycled, of the lead base."""
     own = one_weights(lead(ledger.loc[ledger["unique"].notna()]))
-    own = own.loc[own["arm"].isin(["A0", "A11"])]
-    found = places(own)
-    if not found:
-        return own
-    return at_place(own, max(found, key=lambda place: len(at_place(own, place))))
+    return own.loc[own["arm"].isin(["A0", "A11"])]
 
 
 def predictors(
@@ -149,7 +161,7 @@ def foretold(values: pd.DataFrame, crossings: pd.DataFrame, threshold: float) ->
     own = lead(own)
     if own.empty:
         return own
-    own = own.loc[own["target"] == targets(own)[0]]
+    own = own.loc[own["target"] == clearest(own)]
     keys = [name for name in ("base", "stack", "layer") if name in values]
     table = medians(own, keys, unit_of(own)[0]).rename(columns={"value": "amount"})
     joined = values.merge(table, on=keys)

@@ -29,6 +29,7 @@ from experiments.reset.result import (
     amount_label,
     at_place,
     at_threshold,
+    clearest,
     finished,
     most_varied,
     place_name,
@@ -48,53 +49,61 @@ EQUIVALENCE = 0.15
 
 
 def depth(crossings: pd.DataFrame, threshold: float = THRESHOLD) -> Figure:
-    """F3: tokens to recover against relative depth, a line an N, a column a D, a row a stack.
+    """F3: tokens to recover against relative depth, a line an N, a panel a stack and D, towards the
+    target that most students came back by.
 
     Points are medians over base and reset seeds, bars go from the smallest to the largest.
     """
     own = finished(at_threshold(crossings, threshold))
-    own = own.loc[own["target"] == targets(own)[0]]
+    target = clearest(own)
+    own = own.loc[own["target"] == target]
     unit, text = unit_of(own)
     size = ["family", "stack", "d_model", "n_layers"]
     table = medians(own, [*size, "layer"], unit)
-    widths = sorted(set(table["d_model"]))
-    lines = [
-        (f, s)
-        for f in FAMILIES
-        for s in STACKS
-        if ((table["family"] == f) & (table["stack"] == s)).any()
+    cells = [
+        (family, stack, int(width), here)
+        for family in FAMILIES
+        for stack in STACKS
+        for width in sorted(set(table["d_model"]))
+        if len(here := _of(table, family=family, stack=stack, d_model=width))
     ]
     deep = sorted(set(table["n_layers"]))
     colours = dict(zip(deep, depth_colours(len(deep)), strict=True))
-    figure, axes = panels(
-        len(lines), len(widths), width=max(9.2 / len(widths), 3.0), height=3.1, share_y=True
-    )
-    for row, (family, stack) in enumerate(lines):
-        for column, width in enumerate(widths):
-            ax = axes[row, column]
-            here = table.loc[(table["family"] == family) & (table["stack"] == stack)]
-            here = here.loc[here["d_model"] == width]
-            with style():
-                for number, layers in enumerate(deep):
-                    rows = here.loc[here["n_layers"] == layers].sort_values("layer")
-                    if len(rows):
-                        marker = MARKERS[number % len(MARKERS)]
-                        # Apart by a hair, so that equal depths do not hide each other.
-                        aside = 0.014 * (number - (len(deep) - 1) / 2)
-                        _depth_line(ax, rows, colours[layers], f"N = {layers}", marker, aside)
-                ax.set_yscale("log")
-                ax.set_xlim(-0.06, 1.06)
-                kind = f"{family}, " if len({f for f, _ in lines}) > 1 else ""
-                ax.set_title(f"{kind}{STACKS[stack]}D = {width}")
-                ax.set_xlabel("depth, L / (N − 1)" if row == len(lines) - 1 else "")
-                ax.set_ylabel(amount_label(unit, threshold) if column == 0 else "")
+    columns = min(len(cells), 3)
+    lines = -(-len(cells) // columns)
+    figure, axes = panels(lines, columns, width=9.2 / max(columns, 2), height=3.1, share_y=True)
+    for ax in axes.flat[len(cells) :]:
+        ax.set_visible(False)
+    for at, (ax, (family, stack, width, here)) in enumerate(zip(axes.flat, cells, strict=False)):
+        with style():
+            for number, layers in enumerate(deep):
+                rows = here.loc[here["n_layers"] == layers].sort_values("layer")
+                if len(rows):
+                    marker = MARKERS[number % len(MARKERS)]
+                    # Apart by a hair, so that equal depths do not hide each other.
+                    aside = 0.014 * (number - (len(deep) - 1) / 2)
+                    _depth_line(ax, rows, colours[layers], f"N = {layers}", marker, aside)
+            ax.set_yscale("log")
+            ax.set_xlim(-0.06, 1.06)
+            whose = f"{family}'s {STACKS[stack].strip()}, " if stack else f"{family}, "
+            ax.set_title(f"{whose if len(cells) > 1 else ''}D = {width}", fontsize=9.5)
+            ax.set_xlabel("depth, L / (N − 1)" if at + columns >= len(cells) else "")
+            label = f"{amount_label(unit, threshold)},\n{TARGETS[target]}"
+            ax.set_ylabel(label if at % columns == 0 else "", fontsize=8.5)
     seen = pd.concat([table["value"], table["bound"]]).to_numpy(float)
     low, high = log_limits(seen)
     for ax in axes.flat:
         ax.set_ylim(low / 1.5, high * 1.5)
         spelled_ticks(ax, text, which="y")
-    key_below(figure, list(axes.flat))
+    key_below(figure, [ax for ax in axes.flat if ax.get_visible()])
     return figure
+
+
+def _of(table: pd.DataFrame, **columns: object) -> pd.DataFrame:
+    """Rows with these values."""
+    for name, value in columns.items():
+        table = table.loc[table[name] == value]
+    return table
 
 
 def exponents(slopes: pd.DataFrame) -> Figure:
@@ -128,6 +137,7 @@ def base_length(crossings: pd.DataFrame, threshold: float = THRESHOLD) -> Figure
     """
     own = at_threshold(crossings, threshold)
     own = most_varied(own.loc[own["base_tokens"].notna()], "base_tokens")
+    own = own.loc[own.groupby("target")["base_tokens"].transform("nunique") > 1]
     names, found = targets(own), places(own)
     figure, axes = panels(1, len(names), width=9.2 / max(len(names), 2), height=3.7, share_y=True)
     for number, (ax, target) in enumerate(zip(axes.flat, names, strict=True)):
@@ -137,7 +147,7 @@ def base_length(crossings: pd.DataFrame, threshold: float = THRESHOLD) -> Figure
                 table = medians(at_place(rows, place), ["base_tokens"], "tokens")
                 table = table.sort_values("base_tokens")
                 known = np.isfinite(table["value"].to_numpy(float))
-                at = table.loc[known]
+                at = table.loc[known & (table["value"] > 0)]  # 0 is off a logarithmic axis
                 ax.plot(
                     at["base_tokens"], at["value"], "o-", color=colour, label=place_name(*place)
                 )
@@ -160,7 +170,7 @@ def _depth_line(
 ) -> None:
     rows = rows.assign(at=rows["layer"] / (rows["n_layers"] - 1).clip(lower=1) + aside)
     known = np.isfinite(rows["value"].to_numpy(float))
-    came = rows.loc[known]
+    came = rows.loc[known & (rows["value"] > 0)]
     ax.plot(came["at"], came["value"], marker=marker, color=colour, label=label, zorder=3)
     top = np.where(np.isinf(came["largest"].to_numpy(float)), 1e3 * came["value"], came["largest"])
     ax.vlines(came["at"], came["smallest"], top, color=colour, linewidth=1.3, alpha=0.6)

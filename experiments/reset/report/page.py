@@ -60,8 +60,10 @@ CAPTIONS: Mapping[str, str] = {
     "largest base.",
     "aside": " The cross-attention aside: gap, and, where it was measured, source-use (1: the "
     "decoder gains from its source as much as before; 0: nothing).",
-    "depth": "{amount} to come within {threshold} nat against relative depth, median over base and "
-    "reset seeds; bars from the smallest to the largest, open triangles are censored.",
+    "depth": "{amount} to come within {threshold} nat against relative depth, towards the target "
+    "by which most students came back, median over base and "
+    "reset seeds; bars from the smallest to the largest, open triangles are censored. What the reset "
+    "harmed by less takes 0 and is off the axis.",
     "exponents": "Exponents of the tokens to recover in the number of layers N, the width D and "
     "the base's tokens T0, with 95 % intervals. An interval within "
     f"±{EQUIVALENCE:g} (green) counts as no effect.",
@@ -69,8 +71,8 @@ CAPTIONS: Mapping[str, str] = {
     "trained on, median over seeds. Dashed: the same tokens (β = 0) and the same share (β = 1); "
     "open triangles are censored.",
     "unique": "Gap by tokens processed and by how much data they were cycled from, averaged over "
-    "seeds. Rings: the smallest gap at that much data. Left of the dashed line nothing was read "
-    "twice.",
+    "seeds, a row a layer. Rings: the smallest gap at that much data. Left of the dashed line "
+    "nothing was read twice.",
     "survival": "Kaplan–Meier: the share of students not yet within a threshold, with 95 % "
     "intervals that take students as independent. Lines end where the last student left.",
     "predictors": "What was known of a layer before it was retrained, and what it then took to "

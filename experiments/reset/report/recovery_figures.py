@@ -289,7 +289,14 @@ def _layer_legend(ax: Axes) -> None:
     handles, labels = ax.get_legend_handles_labels()
     if len(labels) <= 16:
         with style():
-            ax.legend(handles, labels, fontsize=7.5, ncols=2 if len(labels) > 5 else 1)
+            ax.legend(
+                handles,
+                labels,
+                fontsize=7.5,
+                ncols=min(4, len(labels)),
+                loc="upper center",
+                bbox_to_anchor=(0.5, -0.16),
+            )
 
 
 def _scale(rows: pd.DataFrame) -> float:

@@ -40,6 +40,7 @@ from experiments.reset.result import (
     targets,
     tokens_text,
     unit_of,
+    usual_origin,
 )
 from experiments.reset.statistics.summaries import amounts, ends, medians, numbered, over_places
 
@@ -103,12 +104,17 @@ def shares(crossings: pd.DataFrame) -> Figure:
 def arms(ledger: pd.DataFrame, crossings: pd.DataFrame, threshold: float = THRESHOLD) -> Figure:
     """F7: what every arm took to come within the threshold; beside it, gaps at the budget.
 
-    The gap stands for arms that were not reset or not meant to come back, and for those of which
-    no student came within the threshold. Small dots are single students, coloured by layer.
+    Of the bases with the most arms, on fresh data. The gap stands for arms that were not reset or
+    not meant to come back, and for those of which no student came within the threshold. Small dots
+    are single students, coloured by layer.
     """
-    marked = one_weights(finished(most_varied(crossings, "arm")))
+    crossings, ledger = (
+        finished(most_varied(usual_origin(rows.loc[rows["unique"].isna()]), "arm"))
+        for rows in (crossings, ledger)
+    )
+    marked = one_weights(crossings)
     marked = named_arms(marked.loc[(marked["kind"] == "absolute") & near(marked, threshold)])
-    last = named_arms(ends(one_weights(numbered(finished(most_varied(ledger, "arm"))))))
+    last = named_arms(ends(one_weights(numbered(ledger))))
     reached = marked.loc[~marked["arm"].isin(GAP_ONLY)]
     came = reached.groupby("name")["status"].transform(lambda s: (s == "recovered").any())
     never = reached.loc[~came.astype(bool), "name"] if len(reached) else reached["name"]
