@@ -65,7 +65,7 @@ def depth(crossings: pd.DataFrame, threshold: float = THRESHOLD) -> Figure:
         for family in FAMILIES
         for stack in STACKS
         for width in sorted(set(table["d_model"]))
-        if len(here := _of(table, family=family, stack=stack, d_model=width))
+        if (here := _of(table, family=family, stack=stack, d_model=width))["value"].max() > 0
     ]
     deep = sorted(set(table["n_layers"]))
     colours = dict(zip(deep, depth_colours(len(deep)), strict=True))

@@ -61,9 +61,9 @@ CAPTIONS: Mapping[str, str] = {
     "aside": " The cross-attention aside: gap, and, where it was measured, source-use (1: the "
     "decoder gains from its source as much as before; 0: nothing).",
     "depth": "{amount} to come within {threshold} nat against relative depth, towards the target "
-    "by which most students came back, median over base and "
-    "reset seeds; bars from the smallest to the largest, open triangles are censored. What the reset "
-    "harmed by less takes 0 and is off the axis.",
+    "by which most students came back, median over base and reset seeds; bars from the smallest to "
+    "the largest, open triangles are censored. What the reset harmed by less takes 0: off the "
+    "axis.",
     "exponents": "Exponents of the tokens to recover in the number of layers N, the width D and "
     "the base's tokens T0, with 95 % intervals. An interval within "
     f"±{EQUIVALENCE:g} (green) counts as no effect.",
