@@ -87,7 +87,7 @@ def estimable(slopes: pd.DataFrame) -> pd.DataFrame:
 def _checkpoints(close: pd.DataFrame) -> int:
     """How many lengths of base training there are of the shape that base_length shows."""
     known = close.loc[close["base_tokens"].notna()]
-    return most_varied(known, "base_tokens")["base_tokens"].nunique()
+    return len(set(most_varied(known, "base_tokens")["base_tokens"]))
 
 
 def _is_grid(rows: pd.DataFrame) -> bool:

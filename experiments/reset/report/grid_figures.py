@@ -137,7 +137,8 @@ def base_length(crossings: pd.DataFrame, threshold: float = THRESHOLD) -> Figure
     """
     own = at_threshold(crossings, threshold)
     own = most_varied(own.loc[own["base_tokens"].notna()], "base_tokens")
-    own = own.loc[own.groupby("target")["base_tokens"].transform("nunique") > 1]
+    several = [t for t, rows in own.groupby("target") if rows["base_tokens"].nunique() > 1]
+    own = own.loc[own["target"].isin(several)]
     names, found = targets(own), places(own)
     figure, axes = panels(1, len(names), width=9.2 / max(len(names), 2), height=3.7, share_y=True)
     for number, (ax, target) in enumerate(zip(axes.flat, names, strict=True)):
