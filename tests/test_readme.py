@@ -55,15 +55,20 @@ def test_the_bundled_models_numbers_are_its_records():
 
 def test_every_path_of_the_map_exists():
     tree = README.split("## Rooms")[1].split("```")[1]
-    room = ""
+    rooms: list[str] = []  # the one a line is in, from the outermost
     for line in tree.splitlines():
-        if match := re.match(r"^(\w+)/ ", line):
-            room = match[1]
-            assert (ROOT / room).is_dir(), room
-        elif line.startswith("  "):
-            captioned = re.split(r"\s{2,}", line.strip())
-            for name in re.findall(r"[\w_]+\.py|\w+/", line):
-                assert (ROOT / room / name).exists(), f"{room}/{name}: {captioned}"
+        deep = (len(line) - len(line.lstrip())) // 2
+        if deep > 2:
+            deep = len(rooms)  # the caption goes on
+        names = re.findall(r"[\w_]+\.py|\w+/", line)
+        if match := re.match(r"^ *(\w+)/ ", line):
+            rooms = [*rooms[:deep], match[1]]
+            assert ROOT.joinpath(*rooms).is_dir(), rooms
+            names = names[1:]
+        elif deep < len(rooms):
+            rooms = rooms[:deep]
+        for name in names:
+            assert ROOT.joinpath(*rooms, name).exists(), f"{rooms} {name}: {line.strip()}"
 
 
 def test_figures_exist():

@@ -15,7 +15,7 @@ import pandas as pd
 from experiments.reset.report.data_figures import cycled, foretold, predictors, speed, unique_data
 from experiments.reset.report.grid_figures import base_length, depth, exponents
 from experiments.reset.report.recovery_figures import by_family, by_target, recovery
-from experiments.reset.report.threshold_figures import arms, shares, survival
+from experiments.reset.report.threshold_figures import armed, arms, shares, survival
 from experiments.reset.result import (
     THRESHOLD,
     at_threshold,
@@ -24,7 +24,6 @@ from experiments.reset.result import (
     lead,
     main,
     most_varied,
-    one_weights,
     targets,
 )
 
@@ -47,7 +46,7 @@ def figures(result: Result, *, paper: bool = True) -> Mapping[str, Callable[[], 
         made["recovery"] = partial(recovery, ledger)
     if len(main(lead(crossings))):
         made["shares"] = partial(shares, crossings)
-    if len(one_weights(lead(crossings))):
+    if len(armed(crossings)):
         made["arms"] = partial(arms, ledger, crossings)
     if len(targets(trained)) > 1:
         made["targets"] = partial(by_target, ledger)

@@ -108,10 +108,7 @@ def arms(ledger: pd.DataFrame, crossings: pd.DataFrame, threshold: float = THRES
     not meant to come back, and for those of which no student came within the threshold. Small dots
     are single students, coloured by layer.
     """
-    crossings, ledger = (
-        finished(most_varied(usual_origin(rows.loc[rows["unique"].isna()]), "arm"))
-        for rows in (crossings, ledger)
-    )
+    crossings, ledger = armed(crossings), armed(ledger)
     marked = one_weights(crossings)
     marked = named_arms(marked.loc[(marked["kind"] == "absolute") & near(marked, threshold)])
     last = named_arms(ends(one_weights(numbered(ledger))))
@@ -132,6 +129,13 @@ def arms(ledger: pd.DataFrame, crossings: pd.DataFrame, threshold: float = THRES
         stacks = [s for s in STACKS if s and any(place[0] == s for place in found)]
         depth_key(list(axes.flat), len(found), ", then ".join(stacks) or "layer")
     return figure
+
+
+def armed(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of the bases with the most arms, at their end, on fresh data of one origin."""
+    if rows.empty:
+        return rows
+    return finished(most_varied(usual_origin(rows.loc[rows["unique"].isna()]), "arm"))
 
 
 def survival(frame: pd.DataFrame) -> Figure:
