@@ -38,7 +38,7 @@ class Hybrids(Regime, RunOptions):
     linear sparse
     """
 
-    steps: int = 1_700
+    steps: int = 1_500
     """Updates; each reads fresh prompts."""
     rate: float = 1e-3
     """Peak learning rate."""
