@@ -149,44 +149,38 @@ def _hybrid(shape: Shape) -> Any:
     return Hybrid(config)
 
 
+def _encoder(shape: Shape) -> dict[str, Any]:
+    """What the configs of BERT and of ESM call alike."""
+    return {
+        "vocab_size": shape.vocab,
+        "hidden_size": shape.d_model,
+        "intermediate_size": 4 * shape.d_model,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "max_position_embeddings": shape.context,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "bos_token_id": _BOS,
+        "eos_token_id": _BOS,
+        "pad_token_id": _PAD,
+    }
+
+
 def _bert(shape: Shape) -> Any:
     from transformers import BertConfig, BertForMaskedLM
 
-    config = BertConfig(
-        vocab_size=shape.vocab,
-        hidden_size=shape.d_model,
-        intermediate_size=4 * shape.d_model,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        max_position_embeddings=shape.context,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-        bos_token_id=_BOS,
-        eos_token_id=_BOS,
-        pad_token_id=_PAD,
-    )
-    return BertForMaskedLM(config)
+    return BertForMaskedLM(BertConfig(**_encoder(shape)))
 
 
 def _esm(shape: Shape) -> Any:
     from transformers import EsmConfig, EsmForMaskedLM
 
     config = EsmConfig(
-        vocab_size=shape.vocab,
-        hidden_size=shape.d_model,
-        intermediate_size=4 * shape.d_model,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        max_position_embeddings=shape.context,
+        **_encoder(shape),
         position_embedding_type="rotary",
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
         emb_layer_norm_before=False,
         token_dropout=False,
         tie_word_embeddings=True,
-        bos_token_id=_BOS,
-        eos_token_id=_BOS,
-        pad_token_id=_PAD,
     )
     return EsmForMaskedLM(config)
 

@@ -168,8 +168,7 @@ class Hybrids(Regime, RunOptions):
                     f"--architectures {text}: without attention and Mamba nothing sees an example;"
                     " give one of them to a block"
                 )
-        usual = {f.name: f.default for f in dataclasses.fields(self)}["architectures"]
-        if self.search and self.architectures != usual:
+        if self.search and self.architectures != type(self).architectures:
             raise ValueError(
                 f"--architectures {' '.join(self.architectures)} and --search: a search draws its"
                 " own orders of blocks; leave one of the two out"
