@@ -16,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -101,11 +102,11 @@ class ModelOptions(RunOptions):
 def options_of(study: Any) -> dict[str, Any]:
     """The fields of a study that decide its result, as JSON values (paths and tuples written out).
 
-    `study` is a dataclass instance. Left out: `runs`, fields with metadata NOT_HASHED, and those
+    `study` is a dataclass instance. Equal options are written alike, 4 and 4.0 too. Left out: `runs`, fields with metadata NOT_HASHED, and those
     with metadata LATER at their default.
     """
     return {
-        field.name: _plain(getattr(study, field.name))
+        field.name: _plain(_as_declared(field, getattr(study, field.name)))
         for field in dataclasses.fields(study)
         if field.name != "runs"
         and field.metadata.get("hashed", True)
@@ -172,6 +173,19 @@ def fingerprint(path: Path, *, besides: Path | None = None) -> str:
         digest.update(f"{name}\0{stat.st_size}\0".encode())
         digest.update(file.read_bytes() if by_content else str(stat.st_mtime_ns).encode())
     return digest.hexdigest()[:16]
+
+
+def _as_declared(field: dataclasses.Field[Any], value: Any) -> Any:
+    """A value equal to the default as the default is written, an int of a float field as a float."""
+    if value == field.default:
+        return field.default
+    if not {"int", "bool"}.isdisjoint(words := set(re.findall(r"\w+", str(field.type)))):
+        return value
+    if "float" in words and isinstance(value, int):
+        return float(value)
+    if "float" in words and isinstance(value, (tuple, list)):
+        return [float(v) if isinstance(v, int) else v for v in value]
+    return value
 
 
 def _plain(value: Any) -> Any:

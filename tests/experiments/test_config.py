@@ -34,6 +34,25 @@ def test_hash_ignores_where_runs_are_kept_and_how_fast():
     assert "width" not in options_of(study)
 
 
+@dataclass(frozen=True)
+class Rates(RunOptions):
+    most: float | None = 7
+    rates: tuple[float, ...] = (1,)
+    steps: int | float = 2
+
+
+def test_equal_numbers_are_hashed_alike():
+    for one, other in (
+        (Rates(most=7), Rates(most=7.0)),
+        (Rates(most=8), Rates(most=8.0)),
+        (Rates(rates=(1, 2)), Rates(rates=(1.0, 2.0))),
+        (Rates(rates=(1,)), Rates(rates=(1.0,))),
+    ):
+        assert config_hash(config_of("r", one)) == config_hash(config_of("r", other))
+    assert repr(options_of(Rates())["most"]) == "7", "defaults are written as they always were"
+    assert repr(options_of(Rates(steps=3))["steps"]) == "3"
+
+
 @pytest.mark.parametrize("change", [{"seed": 1}, {"numbers": (0, 1)}, {"source": "here"}])
 def test_hash_follows_every_other_option(change):
     changed = dataclasses.replace(Counting(), **change)

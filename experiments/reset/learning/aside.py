@@ -52,6 +52,7 @@ NO_OP = "cross-attention"
 """Variant of A1: all cross-attention trained without a reset."""
 WIPED = "all wiped"
 WIPED_OTHER = f"{WIPED}, other encoder"
+DECODER_TOO = f"{WIPED_OTHER}, decoder trained"
 SILENT = f"{WIPED}, silent"
 BRIDGE = "bridge"
 WIDTH, OTHER_WIDTH = 64, 96
@@ -108,9 +109,7 @@ def treatments(
     if lenders.same:
         other = dataclasses.replace(usual, encoder=lenders.same, variant=WIPED_OTHER)
         yield other
-        yield dataclasses.replace(
-            other, trains=(), scope="decoder", variant=f"{other.variant}, decoder trained"
-        )
+        yield dataclasses.replace(other, trains=(), scope="decoder", variant=DECODER_TOO)
         yield dataclasses.replace(kept, encoder=lenders.same, variant=BRIDGE)
     if lenders.other:
         yield dataclasses.replace(usual, encoder=lenders.other, variant=f"{WIPED}, other width")

@@ -4,11 +4,8 @@
     u        its source-use there
     [a, b]   from the smallest to the largest student
 
-    a bridge wins back  (g_foreign − g_bridge) / (g_foreign − g_own)
-
-of what an encoder of another seed adds to wiping: g_own is left by wiped cross-attention with the
-base's own encoder, g_foreign with the other one. Students of one base and seed read the same
-batches and are compared with each other.
+Students of one base and seed read the same batches: what an encoder of another seed, or a bridge to
+it, leaves more than the own encoder does is a difference of two such students, pair by pair.
 
 Where it misleads: students of one base are no independent bases, and the brackets say no more than
 how far these few lie apart.
@@ -22,10 +19,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from experiments.reset.learning.aside import BRIDGE, NO_OP, WIPED, WIPED_OTHER
+from experiments.reset.learning.aside import BRIDGE, DECODER_TOO, NO_OP, WIPED, WIPED_OTHER
 from experiments.reset.report.sentences import counted, nats
 from experiments.reset.result import THRESHOLD, finished, near, one_weights, unit_of
-from experiments.reset.statistics.crossing import SAME
 from experiments.reset.statistics.summaries import medians, numbered
 
 SCRATCH = "from scratch"
@@ -117,42 +113,41 @@ def _bridges(last: pd.DataFrame) -> Iterator[str]:
         both = _paired(last, {"own": WIPED, "foreign": foreign, "bridge": f"{BRIDGE}{end}"})
         if both.empty:
             continue
-        added = both["foreign"] - both["own"]
-        if float(added.mean()) <= SAME:
-            yield (
-                f"With wiped cross-attention, an encoder of {who} adds {_spread(added)} nat to "
-                "what the own one leaves: there is no difference for a bridge to make up."
-            )
-            continue
-        won = 100 * float((both["foreign"] - both["bridge"]).mean()) / float(added.mean())
-        each = 100 * ((both["foreign"] - both["bridge"]) / added).to_numpy(float)
-        of = f" [{each.min():.0f}, {each.max():.0f}]" if float(added.min()) > 0 else ""
-        said = (
-            f"With wiped cross-attention, an encoder of {who} adds {_spread(added)} nat to what the"
-            f" own one leaves; a linear bridge instead wins back {won:.0f}{of} % of that."
+        wiped, bridged = both["foreign"] - both["own"], both["bridge"] - both["own"]
+        yield (
+            f"Beside wiped cross-attention with the own encoder, one of {who} leaves "
+            f"{_spread(wiped)} nat more, pair by pair; a linear bridge to it, nothing wiped, "
+            f"{_spread(bridged)} more."
         )
-        yield said.replace(" -", " −").replace("[-", "[−")
 
 
 def _answer(last: pd.DataFrame) -> Iterator[str]:
-    """Was it the wiping, or the encoder? Only what the students' ranges keep apart is said."""
-    own, foreign = (last.loc[last["variant"] == v, "gap"] for v in (WIPED, WIPED_OTHER))
-    if own.empty or foreign.empty:
+    """Was it the wiping, or the encoder? A difference is one that every pair of students shows."""
+    both = _paired(last, {"own": WIPED, "foreign": WIPED_OTHER})
+    if both.empty:
         return
-    scratch = last.loc[last["variant"] == SCRATCH]
-    trained = _trained(last)
-    beside = f"; a model from scratch {_spread(scratch['gap'])}" if len(scratch) else ""
-    numbers = (
-        f"after {trained}, wiped cross-attention alone leaves {_spread(own)} nat, with an encoder "
-        f"of another seed as well {_spread(foreign)}{beside}"
+    others = {DECODER_TOO: "the same with the decoder trained", SCRATCH: "a model from scratch"}
+    beside = [
+        f"{what} {_spread(gaps)}"
+        for variant, what in others.items()
+        if len(gaps := last.loc[last["variant"] == variant, "gap"])
+    ]
+    added = both["foreign"] - both["own"]
+    numbers = "; ".join(
+        (
+            f"after {_trained(last)}, wiped cross-attention alone leaves {_spread(both['own'])} "
+            f"nat, with an encoder of another seed as well {_spread(both['foreign'])} "
+            f"({_spread(added)} more, pair by pair)",
+            *beside,
+        )
     )
-    if foreign.min() > own.max():
-        blame = "The encoder more than the wiping" if own.mean() < foreign.mean() / 2 else "Both"
-        yield f"{blame}: {numbers}."
-    elif foreign.max() < own.min():
+    if added.min() > 0:
+        mostly = both["own"].mean() < both["foreign"].mean() / 2
+        yield f"{'The encoder more than the wiping' if mostly else 'Both'}: {numbers}."
+    elif added.max() < 0:
         yield f"The wiping, not the encoder: {numbers}."
     else:
-        yield f"The encoder makes no difference that these students show: {numbers}."
+        yield f"The encoder makes no difference that every pair shows: {numbers}."
 
 
 def _trained(last: pd.DataFrame) -> str:

@@ -349,12 +349,17 @@ def test_what_is_said_of_planted_students() -> None:
     )
     assert "within 0.05 nat 4 of 4 after" in said[0]
     assert "within 0.05 nat 0 of 4, the median student not after" in said[1]
-    (bridge,) = [line for line in said if "With wiped cross-attention" in line]
-    # (0.5 − 0.2) / (0.5 − 0.01), the same for every base and seed
-    assert bridge.endswith("a linear bridge instead wins back 61 [61, 61] % of that.")
+    (bridge,) = [line for line in said if line.startswith("Beside wiped")]
+    # 0.5 − 0.01 and 0.2 − 0.01, the same for every base and seed
+    assert "one of another seed leaves 0.49 [0.49, 0.49] nat more, pair by pair" in bridge
+    assert bridge.endswith("nothing wiped, 0.19 [0.19, 0.19] more.")
     assert aside_answer(rows).startswith("The encoder more than the wiping: after")
     assert said[-1].rstrip(".") == aside_answer(rows)
-    assert aside_answer(aside(**own | {"all wiped": 0.48})).startswith("The encoder makes no diff")
+    # ranges over bases and seeds overlap, the pairs do not: every one says that the encoder matters
+    assert aside_answer(aside(**own | {"all wiped": 0.48})).startswith("Both:")
+    against = (rows["variant"] == "all wiped") & (rows["base"] == "t5-0") & (rows["seed"] == 0)
+    mixed = rows.assign(gap=rows["gap"].mask(against, rows["gap"] + 0.6))
+    assert aside_answer(mixed).startswith("The encoder makes no difference that every pair shows")
     assert aside_answer(aside(**own | {"all wiped": 0.9})).startswith("The wiping, not the encoder")
     assert aside_answer(aside(**own | {"all wiped": 0.4})).startswith("Both:")
     assert aside_answer(rows[rows["variant"] == "bridge"]) == ""
