@@ -102,8 +102,8 @@ class ModelOptions(RunOptions):
 def options_of(study: Any) -> dict[str, Any]:
     """The fields of a study that decide its result, as JSON values (paths and tuples written out).
 
-    `study` is a dataclass instance. Equal options are written alike, 4 and 4.0 too. Left out: `runs`, fields with metadata NOT_HASHED, and those
-    with metadata LATER at their default.
+    `study` is a dataclass instance. Equal options are written alike, 4 and 4.0 too. Left out:
+    `runs`, fields with metadata NOT_HASHED, and those with metadata LATER at their default.
     """
     return {
         field.name: _plain(_as_declared(field, getattr(study, field.name)))
@@ -176,7 +176,7 @@ def fingerprint(path: Path, *, besides: Path | None = None) -> str:
 
 
 def _as_declared(field: dataclasses.Field[Any], value: Any) -> Any:
-    """A value equal to the default as the default is written, an int of a float field as a float."""
+    """A value equal to the default is written as that is, an int of a float field as a float."""
     if value == field.default:
         return field.default
     if not {"int", "bool"}.isdisjoint(words := set(re.findall(r"\w+", str(field.type)))):
