@@ -8,10 +8,10 @@ unread, and train under a wsd schedule, so that their checkpoints compare with t
 
 One seed is trained whole before the next begins, cheapest model first.
 
-What it costs, measured on one thread of a shared two-core machine in bf16 autocast: 26 thousand
-tokens a second for N = 4, D = 64, 7.7 for N = 8, D = 128 and 1.2 for N = 12, D = 256, so 3 minutes,
-9 minutes and an hour of training for the slice `tokens`; the curve adds a tenth to a fifth. The
-other slice asks the largest model for 24M tokens, 5 to 6 hours at that speed.
+What it costs, measured on one core in bf16 autocast: 36 thousand tokens a second for N = 4, D = 64,
+9.6 for N = 8, D = 128 and, on a busy core, 1.2 for N = 12, D = 256, so 2 minutes, 7 minutes and an
+hour of training for the slice `tokens`; the curve adds a tenth to a fifth. The other slice asks the
+largest model for 24M tokens, 5 to 6 hours at that speed.
 """
 
 from __future__ import annotations

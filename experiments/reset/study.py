@@ -91,7 +91,7 @@ class Resetting(RunOptions):
     unique: tuple[float, ...] = (0,)
     """Tokens after which the data begins again (below 1, a share of T0); 0 never."""
     evaluate: int = 16_384
-    """Held-out tokens of an evaluation."""
+    """Held-out tokens of an evaluation, or all there are."""
     per_decade: float = 8
     """Evaluations a decade of tokens, from a fiftieth of the budget on."""
     anneal: float = 0.1
