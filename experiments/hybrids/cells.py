@@ -10,11 +10,11 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from experiments.hybrids.architecture.grammar import parameters, written
-from experiments.hybrids.architecture.matching import matched
+from experiments.hybrids.architecture.grammar import written
 from experiments.hybrids.architecture.model import HybridConfig
+from experiments.hybrids.architecture.sizes import Sizes
 from experiments.hybrids.regression.task_table import Task
 
 if TYPE_CHECKING:
@@ -36,9 +36,7 @@ class Cell:
     @property
     def parameters(self) -> int:
         """How many the model has."""
-        shape = ("d_ff", "d_state", "d_conv", "expand", "n_positions", "x_dim", "y_dim")
-        sizes = {name: getattr(self.config, name) for name in shape}
-        return parameters(self.config.parsed, self.config.d_model, **sizes)
+        return self.config.sizes.parameters(self.config.parsed)
 
     @property
     def key(self) -> str:
@@ -77,26 +75,33 @@ def cells_of(study: Hybrids) -> tuple[Cell, ...]:
     return cells
 
 
+def sizes_of(study: Hybrids, task: Task) -> Sizes:
+    """The sizes of a function class's models, before any is matched to another."""
+    return Sizes(
+        study.d_model, study.d_ff, n_positions=2 * task.points, x_dim=task.d, y_dim=task.y_dim
+    )
+
+
 def config_of(
     study: Hybrids, architecture: str, task: Task, position_std: float | None = None
 ) -> HybridConfig:
     """The model of an architecture for a function class, at the study's size."""
-    blocks, d_ff, expand = study.blocks(architecture), study.d_ff, 4
-    shape: dict[str, Any] = {"n_positions": 2 * task.points, "x_dim": task.d, "y_dim": task.y_dim}
+    blocks = study.blocks(architecture)
+    sizes = sizes_of(study, task)
     if study.match and architecture != study.match:
-        target = parameters(study.blocks(study.match), study.d_model, d_ff=d_ff, **shape)
-        widths = matched(blocks, target, study.d_model, **shape)
-        d_ff, expand = widths.d_ff, widths.expand
+        sizes = sizes.matched(blocks, sizes.parameters(study.blocks(study.match)))
     return HybridConfig(
         blocks=written(blocks),
-        d_model=study.d_model,
+        d_model=sizes.d_model,
         heads=study.heads,
-        d_ff=d_ff,
-        expand=expand,
+        d_ff=sizes.d_ff,
+        expand=sizes.expand,
+        n_positions=sizes.n_positions,
+        x_dim=sizes.x_dim,
+        y_dim=sizes.y_dim,
         init=study.init,
         position_std=position_std,
         double_residual=study.double_residual,
-        **shape,
     )
 
 

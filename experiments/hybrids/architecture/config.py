@@ -6,12 +6,14 @@ that are left out are filled in at once, so that a saved config says what was bu
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 from experiments.hybrids.architecture.grammar import Block, lineage, mixed, parse
+from experiments.hybrids.architecture.sizes import Sizes
 
 MODEL_TYPE = "ablate_hybrid"
 
@@ -76,6 +78,13 @@ class HybridConfig(PreTrainedConfig):
     def num_hidden_layers(self) -> int:
         """How many blocks there are, under the name that other code looks for."""
         return len(self.blocks)
+
+    @property
+    def sizes(self) -> Sizes:
+        """What decides, beside the blocks, how many parameters the model has."""
+        names = (field.name for field in dataclasses.fields(Sizes) if field.name != "tied")
+        own = {name: getattr(self, name) for name in names}
+        return Sizes(**own, tied=self.tie_word_embeddings)
 
     @property
     def is_regression(self) -> bool:

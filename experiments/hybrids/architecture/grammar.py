@@ -28,7 +28,6 @@ MLP to SwiGLU adds half as many weights again.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -251,40 +250,3 @@ def mixed(blocks: Iterable[Block]) -> bool:
     all_blocks = tuple(blocks)
     attends = any(block.mixer == "attention" for block in all_blocks)
     return attends and any(block.has_mamba for block in all_blocks)
-
-
-def parameters(
-    blocks: Sequence[Block],
-    d_model: int,
-    *,
-    d_ff: int = 0,
-    d_state: int = 16,
-    d_conv: int = 4,
-    expand: int = 4,
-    n_positions: int = 282,
-    x_dim: int = 20,
-    y_dim: int = 1,
-    vocab_size: int = 0,
-    tied: bool = False,
-) -> int:
-    """How many parameters the model of these blocks has, in closed form.
-
-    d_ff = 0 is 4·d_model. With a vocabulary, embeddings and head take the place of the two linear
-    maps of regression; `tied` counts them once.
-    """
-    d, ff, inner = d_model, d_ff or 4 * d_model, expand * d_model
-    rank = math.ceil(d / 16)
-    norms = {"layer": 2 * d, "rms": d}
-    mamba = 2 * d * inner + inner * (d_conv + 1) + inner * (rank + 2 * d_state)
-    mamba += rank * inner + inner + inner * d_state + inner + inner * d
-    branch = {"none": 0, "mamba": mamba, "swiglu": 3 * d * ff, "gelu": 2 * d * ff + ff + d}
-    total = norms[blocks[-1].norm]
-    for block in blocks:
-        attention = 4 * d * (d + block.bias)
-        mixer = attention if block.mixer == "attention" else branch[block.mixer]
-        total += mixer + branch[block.ffn]
-        total += norms[block.norm] * ((block.mixer != "none") + (block.ffn != "none"))
-    if any(block.position == "learned" for block in blocks):
-        total += n_positions * d
-    shell = vocab_size * d * (1 if tied else 2) if vocab_size else (x_dim + 1) * d + (d + 1) * y_dim
-    return total + shell

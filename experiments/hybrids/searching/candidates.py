@@ -16,7 +16,6 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import get_args
 
 from experiments.hybrids.architecture.grammar import (
@@ -25,38 +24,15 @@ from experiments.hybrids.architecture.grammar import (
     MixerKind,
     NormKind,
     PositionKind,
-    parameters,
     preset,
     written,
 )
+from experiments.hybrids.architecture.sizes import Sizes
 
 KNOWN = ("gpt2", "llama", "mamba", "mambaformer")
 """Presets that are always candidates."""
 DRAWS = 10_000
 """Draws after which no small enough candidate is taken to exist."""
-
-
-@dataclass(frozen=True)
-class Size:
-    """What decides how many parameters a candidate has."""
-
-    layers: int
-    d_model: int
-    d_ff: int
-    n_positions: int
-    x_dim: int
-    y_dim: int
-
-    def parameters(self, blocks: Sequence[Block]) -> int:
-        """Of a model of these blocks."""
-        return parameters(
-            blocks,
-            self.d_model,
-            d_ff=self.d_ff,
-            n_positions=self.n_positions,
-            x_dim=self.x_dim,
-            y_dim=self.y_dim,
-        )
 
 
 def all_blocks() -> tuple[Block, ...]:
@@ -75,19 +51,21 @@ def all_blocks() -> tuple[Block, ...]:
     return tuple(found)
 
 
-def drawn(count: int, size: Size, most: int, seed: int) -> tuple[tuple[Block, ...], ...]:
+def drawn(
+    count: int, layers: int, sizes: Sizes, most: int, seed: int
+) -> tuple[tuple[Block, ...], ...]:
     """`count` different candidates of at most `most` parameters, the known ones first.
 
     Raises ValueError where there are not so many.
     """
     generator, choices = random.Random(seed), all_blocks()
-    known = (preset(name, size.layers) for name in KNOWN)
-    found = dict.fromkeys(blocks for blocks in known if size.parameters(blocks) <= most)
+    known = (preset(name, layers) for name in KNOWN)
+    found = dict.fromkeys(blocks for blocks in known if sizes.parameters(blocks) <= most)
     for _ in range(DRAWS):
         if len(found) >= count:
             break
-        blocks = tuple(generator.choice(choices) for _ in range(size.layers))
-        if size.parameters(blocks) <= most:
+        blocks = tuple(generator.choice(choices) for _ in range(layers))
+        if sizes.parameters(blocks) <= most:
             found[blocks] = None
     if len(found) < count:
         raise ValueError(
@@ -108,15 +86,15 @@ def generations(count: int, rounds: int, steps: int) -> tuple[tuple[int, int], .
 
 
 def flops(
-    candidates: Sequence[Sequence[Block]], size: Size, steps: int, tokens: int, seeds: int
+    candidates: Sequence[Sequence[Block]], sizes: Sizes, steps: int, tokens: int, seeds: int
 ) -> float:
     """Of training the candidates for so many steps of so many tokens."""
-    return sum(6.0 * size.parameters(blocks) * steps * tokens * seeds for blocks in candidates)
+    return sum(6.0 * sizes.parameters(blocks) * steps * tokens * seeds for blocks in candidates)
 
 
 def affordable(
     candidates: Sequence[tuple[Block, ...]],
-    size: Size,
+    sizes: Sizes,
     plan: tuple[int, int],
     tokens: int,
     seeds: int,
@@ -129,7 +107,7 @@ def affordable(
     rounds, steps = plan
     for count in range(len(candidates), 1, -1):
         kept = candidates[:count]
-        each = flops(kept, size, 1, tokens, seeds) / count
+        each = flops(kept, sizes, 1, tokens, seeds) / count
         total = each * sum(n * s for n, s in generations(count, rounds, steps))
         if total <= budget:
             return tuple(kept)

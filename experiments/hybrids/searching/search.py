@@ -31,7 +31,8 @@ import torch
 
 from ablate.placement import load
 from experiments.hybrids.architecture.grammar import Block, preset, written
-from experiments.hybrids.cells import Cell, cells_of, config_of
+from experiments.hybrids.architecture.sizes import Sizes
+from experiments.hybrids.cells import Cell, cells_of, config_of, sizes_of
 from experiments.hybrids.learning.streams import held_out
 from experiments.hybrids.learning.training import train_seeds
 from experiments.hybrids.measured import Measured, measured, regime_of
@@ -42,7 +43,6 @@ from experiments.hybrids.regression.prompts import Prompts, counted
 from experiments.hybrids.regression.task_table import Task
 from experiments.hybrids.searching.candidates import (
     KNOWN,
-    Size,
     affordable,
     drawn,
     flops,
@@ -106,17 +106,17 @@ def searched(study: Hybrids, folder: RunFolder) -> Outcome:
         dataclasses.replace(cell, architecture=named(blocks))
         for cell, blocks in zip(cells_of(final), chosen, strict=True)
     )
-    sizes = {named(blocks): _size(study).parameters(blocks) for blocks in chosen}
+    sizes = {named(blocks): _sizes(study).parameters(blocks) for blocks in chosen}
     return finished(study, folder, Searched(rungs, measured(final, cells, folder), sizes, spent))
 
 
 def candidates_of(study: Hybrids) -> tuple[tuple[Block, ...], ...]:
     """The first generation, within both budgets."""
-    size = _size(study)
-    found = drawn(study.candidates, size, study.most_parameters, study.seed)
+    sizes = _sizes(study)
+    found = drawn(study.candidates, study.layers, sizes, study.most_parameters, study.seed)
     plan = (study.generations, study.steps)
     tokens = 2 * study.task(study.functions[0]).points * study.batch
-    return affordable(found, size, plan, tokens, study.seeds, study.compute)
+    return affordable(found, sizes, plan, tokens, study.seeds, study.compute)
 
 
 def selection_seeds(study: Hybrids) -> range:
@@ -124,15 +124,14 @@ def selection_seeds(study: Hybrids) -> range:
     return range(SEEDS_APART + study.seed, SEEDS_APART + study.seed + study.seeds)
 
 
-def _size(study: Hybrids) -> Size:
-    task = study.task(study.functions[0])
-    return Size(study.layers, study.d_model, study.d_ff, 2 * task.points, task.d, task.y_dim)
+def _sizes(study: Hybrids) -> Sizes:
+    return sizes_of(study, study.task(study.functions[0]))
 
 
 def _known(study: Hybrids) -> tuple[tuple[Block, ...], ...]:
     """The known architectures that are small enough."""
     found = (preset(name, study.layers) for name in KNOWN)
-    return tuple(b for b in found if _size(study).parameters(b) <= study.most_parameters)
+    return tuple(b for b in found if _sizes(study).parameters(b) <= study.most_parameters)
 
 
 def _halved(
@@ -140,7 +139,7 @@ def _halved(
 ) -> tuple[tuple[tuple[Block, ...], ...], pd.DataFrame, float]:
     from tqdm import tqdm
 
-    size, spent, tables = _size(study), 0.0, []
+    sizes, spent, tables = _sizes(study), 0.0, []
     tokens = 2 * study.task(study.functions[0]).points * study.batch
     left = tuple(candidates)
     plan = generations(len(candidates), study.generations, study.steps)
@@ -157,14 +156,14 @@ def _halved(
                             "steps": steps,
                             "blocks": written(blocks),
                             "architecture": named(blocks),
-                            "parameters": size.parameters(blocks),
+                            "parameters": sizes.parameters(blocks),
                             "seed": selection_seeds(study),
                             "score": scores,
                         }
                     )
                     folder.keep(key, kept)
                 rows.append(kept)
-        spent += flops(left, size, steps, tokens, study.seeds)
+        spent += flops(left, sizes, steps, tokens, study.seeds)
         table = pd.concat(rows, ignore_index=True)
         # A seed without a score counts as the worst there is: it must not help its candidate.
         known = table.assign(score=table["score"].fillna(-math.inf))

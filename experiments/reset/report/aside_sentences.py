@@ -123,15 +123,12 @@ def _bridges(last: pd.DataFrame) -> Iterator[str]:
 
 def _answer(last: pd.DataFrame) -> Iterator[str]:
     """Was it the wiping, or the encoder? A difference is one that every pair of students shows."""
-    both = _paired(last, {"own": WIPED, "foreign": WIPED_OTHER})
+    both: Any = _paired(last, {"own": WIPED, "foreign": WIPED_OTHER})
     if both.empty:
         return
     others = {DECODER_TOO: "the same with the decoder trained", SCRATCH: "a model from scratch"}
-    beside = [
-        f"{what} {_spread(gaps)}"
-        for variant, what in others.items()
-        if len(gaps := last.loc[last["variant"] == variant, "gap"])
-    ]
+    ends: dict[Any, Any] = {name: rows["gap"] for name, rows in last.groupby("variant", sort=False)}
+    beside = [f"{said} {_spread(ends[name])}" for name, said in others.items() if name in ends]
     added = both["foreign"] - both["own"]
     numbers = "; ".join(
         (

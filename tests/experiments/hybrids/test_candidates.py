@@ -7,10 +7,10 @@ import math
 import pandas as pd
 import pytest
 
-from experiments.hybrids.architecture.grammar import parameters, parse, preset, written
+from experiments.hybrids.architecture.grammar import parse, preset, written
+from experiments.hybrids.architecture.sizes import Sizes
 from experiments.hybrids.searching import candidates
 from experiments.hybrids.searching.candidates import (
-    Size,
     affordable,
     all_blocks,
     drawn,
@@ -18,7 +18,7 @@ from experiments.hybrids.searching.candidates import (
 )
 from experiments.hybrids.searching.search import front
 
-SIZE = Size(layers=2, d_model=16, d_ff=0, n_positions=24, x_dim=5, y_dim=1)
+SIZES = Sizes(d_model=16, n_positions=24, x_dim=5)
 
 
 def test_every_block_can_be_written_and_read() -> None:
@@ -28,23 +28,18 @@ def test_every_block_can_be_written_and_read() -> None:
 
 
 def test_candidates_are_small_enough_and_begin_with_known_ones() -> None:
-    most = SIZE.parameters(preset("llama", 2))
-    found = drawn(20, SIZE, most, seed=0)
+    most = SIZES.parameters(preset("llama", 2))
+    found = drawn(20, 2, SIZES, most, seed=0)
     assert len(set(found)) == 20
-    assert all(SIZE.parameters(blocks) <= most for blocks in found)
+    assert all(SIZES.parameters(blocks) <= most for blocks in found)
     assert found[0] == preset("gpt2", 2)
-    assert drawn(20, SIZE, most, seed=0) == found
-    assert drawn(20, SIZE, most, seed=1) != found
+    assert drawn(20, 2, SIZES, most, seed=0) == found
+    assert drawn(20, 2, SIZES, most, seed=1) != found
 
 
 def test_too_few_small_enough_are_refused() -> None:
     with pytest.raises(ValueError, match="were found"):
-        drawn(5, SIZE, 10, seed=0)
-
-
-def test_a_size_counts_what_the_grammar_counts() -> None:
-    blocks = preset("gpt2", 2)
-    assert SIZE.parameters(blocks) == parameters(blocks, 16, n_positions=24, x_dim=5, y_dim=1)
+        drawn(5, 2, SIZES, 10, seed=0)
 
 
 def test_generations_cost_about_the_same_and_the_last_trains_whole() -> None:
@@ -54,17 +49,17 @@ def test_generations_cost_about_the_same_and_the_last_trains_whole() -> None:
 
 
 def test_a_budget_keeps_what_it_pays_for() -> None:
-    found = drawn(12, SIZE, 10**9, seed=0)
-    everything = affordable(found, SIZE, (3, 1000), 1536, 2, math.inf)
+    found = drawn(12, 2, SIZES, 10**9, seed=0)
+    everything = affordable(found, SIZES, (3, 1000), 1536, 2, math.inf)
     assert everything == found
-    each = candidates.flops(found[:6], SIZE, 1, 1536, 2) / 6
+    each = candidates.flops(found[:6], SIZES, 1, 1536, 2) / 6
     budget = each * sum(n * s for n, s in generations(6, 3, 1000))
-    kept = affordable(found, SIZE, (3, 1000), 1536, 2, budget * 1.0001)
+    kept = affordable(found, SIZES, (3, 1000), 1536, 2, budget * 1.0001)
     assert 2 <= len(kept) <= 12
-    spent = candidates.flops(kept, SIZE, 1, 1536, 2) / len(kept)
+    spent = candidates.flops(kept, SIZES, 1, 1536, 2) / len(kept)
     assert spent * sum(n * s for n, s in generations(len(kept), 3, 1000)) <= budget * 1.0001
     with pytest.raises(ValueError, match="not even two"):
-        affordable(found, SIZE, (3, 1000), 1536, 2, 1.0)
+        affordable(found, SIZES, (3, 1000), 1536, 2, 1.0)
 
 
 def test_a_known_order_goes_by_its_name() -> None:

@@ -15,12 +15,11 @@ from experiments.hybrids.architecture.grammar import (
     blocks_of,
     lineage,
     mixed,
-    parameters,
     parse,
     preset,
     written,
 )
-from experiments.hybrids.architecture.matching import MULTIPLE, matched
+from experiments.hybrids.architecture.sizes import MULTIPLE, Sizes
 
 PUBLISHED = {
     "gpt2": (9_555_457, 438_164),
@@ -99,8 +98,8 @@ def test_the_twelve_are_the_papers_three_factors():
 @pytest.mark.parametrize("name", THE_TWELVE)
 def test_counts_are_the_published_ones(name):
     standard, retrieval = PUBLISHED[name]
-    assert parameters(preset(name, 12), 256) == standard
-    assert parameters(preset(name, 2), 128, y_dim=20) == retrieval
+    assert Sizes(256).parameters(preset(name, 12)) == standard
+    assert Sizes(128, y_dim=20).parameters(preset(name, 2)) == retrieval
 
 
 @pytest.mark.parametrize(("name", "own"), [("standard-hybrid", 4), ("mambaformer", 5)])
@@ -120,7 +119,7 @@ def test_counts_of_parks_code(name, own):
     counted = 2 * attention + (own - 2) * mamba + (own + 1) * 2 * d
     counted += 101 * d if name == "standard-hybrid" else 0
     counted += 20 * d + d + d + 1
-    assert parameters(preset(name, 2), d, expand=2, n_positions=101) == counted
+    assert Sizes(d, expand=2, n_positions=101).parameters(preset(name, 2)) == counted
 
 
 def test_whose_law_the_reference_follows():
@@ -181,27 +180,28 @@ def test_presets_and_layers():
 
 
 def test_widths_that_match_in_parameters():
-    target = parameters(preset("gpt2", 4), 128)
+    sizes = Sizes(128)
+    target = sizes.parameters(preset("gpt2", 4))
     for name in THE_TWELVE[:9]:
         blocks = preset(name, 4)
-        widths = matched(blocks, target, 128)
-        assert widths.parameters == parameters(blocks, 128, d_ff=widths.d_ff)
-        assert widths.d_ff % MULTIPLE == 0
+        found = sizes.matched(blocks, target)
+        assert found.d_ff % MULTIPLE == 0
         # Half a step of d_ff at most: 3 matrices of d_model in each of 4 layers.
-        assert abs(widths.parameters - target) <= MULTIPLE * 3 * 128 * 4 / 2
-    widths = matched(preset("mamba", 4), target, 128)
-    others = [parameters(preset("mamba", 4), 128, expand=n) for n in range(1, 9)]
-    assert abs(widths.parameters - target) == min(abs(other - target) for other in others)
-    assert widths.parameters == others[widths.expand - 1]
+        assert abs(found.parameters(blocks) - target) <= MULTIPLE * 3 * 128 * 4 / 2
+    mamba = preset("mamba", 4)
+    found = sizes.matched(mamba, target)
+    others = [Sizes(128, expand=n).parameters(mamba) for n in range(1, 9)]
+    assert abs(found.parameters(mamba) - target) == min(abs(other - target) for other in others)
+    assert found.parameters(mamba) == others[found.expand - 1]
 
 
 def test_widths_that_no_model_has():
     with pytest.raises(ValueError, match=re.escape("asked of learned-attention-gelu-layer*4")):
-        matched(preset("gpt2", 4), 1000, 128)
+        Sizes(128).matched(preset("gpt2", 4), 1000)
     with pytest.raises(ValueError, match="neither FFN nor Mamba"):
-        matched(parse("attention-rms*2"), 10**6, 128)
+        Sizes(128).matched(parse("attention-rms*2"), 10**6)
 
 
 def test_the_grammar_needs_no_torch():
-    code = "import sys, experiments.hybrids.architecture.matching; sys.exit('torch' in sys.modules)"
+    code = "import sys, experiments.hybrids.architecture.sizes; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -7,7 +7,7 @@ import torch
 import transformers as hf
 from torch import Tensor, nn
 
-from experiments.hybrids.architecture.grammar import PRESETS, parameters, preset, written
+from experiments.hybrids.architecture.grammar import PRESETS, preset, written
 from experiments.hybrids.architecture.model import Hybrid, HybridConfig, HybridModel
 from tests.experiments.hybrids.test_grammar import PUBLISHED
 
@@ -53,9 +53,7 @@ def test_models_have_the_published_number_of_parameters(name):
 def test_the_closed_form_counts_the_model(name, vocab_size):
     blocks = preset(name, 2)
     model = _hybrid(written(blocks), vocab_size=vocab_size, d_ff=56)
-    sizes = {k: v for k, v in SIZES.items() if k not in ("d_model", "heads")}
-    counted = parameters(blocks, 32, d_ff=56, vocab_size=vocab_size, tied=True, **sizes)
-    assert sum(p.numel() for p in model.parameters()) == counted
+    assert sum(p.numel() for p in model.parameters()) == model.config.sizes.parameters(blocks)
 
 
 def test_gpt2_is_transformers_gpt2():
