@@ -32,7 +32,7 @@ format: .venv/.installed-test
 	$(BIN)/ruff format -q
 
 notebooks: .venv/.installed-test
-	$(BIN)/python -m pytest -q --nbmake -p no:xdist notebooks
+	$(BIN)/python -m pytest -q --nbmake --nbmake-timeout=1200 -p no:xdist notebooks
 
 # The README's numbers: the demo, what the bundled model can do, and the newest finished bench.
 readme: .venv/.installed
