@@ -8,7 +8,6 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from experiments.plots import (
@@ -16,6 +15,7 @@ from experiments.plots import (
     PAPER,
     accuracy_curves,
     annotate_cells,
+    colour_bar,
     curve,
     own_axes,
     style,
@@ -58,11 +58,7 @@ def agreement_heatmap(
         ax.set_xticks(range(len(names)), labels, rotation=35, ha="right", rotation_mode="anchor")
         ax.set_yticks(range(len(names)), labels)
         ax.set_title(title)
-        assert isinstance(ax.figure, Figure)
-        bar = ax.figure.colorbar(image, ax=ax, pad=0.02, fraction=0.05)
-        bar.outline.set_visible(False)
-        bar.ax.tick_params(length=0, labelsize=8)
-        bar.set_label(metric)
+        colour_bar(ax, image, metric)
     return ax
 
 

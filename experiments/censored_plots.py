@@ -21,7 +21,17 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from experiments.plots import CYCLE, FAINT, GREY, INK, PAPER, SEQUENTIAL, own_axes, style
+from experiments.plots import (
+    CYCLE,
+    FAINT,
+    GREY,
+    INK,
+    PAPER,
+    SEQUENTIAL,
+    colour_bar,
+    own_axes,
+    style,
+)
 
 DEPTH = LinearSegmentedColormap.from_list(
     "ablate depth", ["#f0a830", "#e0603c", "#a8327d", "#4b2a8c", "#101a4d"]
@@ -120,13 +130,10 @@ def censored_map(
         ax.set_ylim(len(lines) - 0.5, -0.5)
         ax.set(title=title, xlabel=xlabel, ylabel=ylabel)
         if label and np.isfinite(matrix).any():
-            assert isinstance(ax.figure, Figure)
-            bar = ax.figure.colorbar(image, ax=ax, pad=0.02, fraction=0.05)
-            bar.outline.set_visible(False)
-            bar.ax.tick_params(length=0, labelsize=8, which="both")
+            bar = colour_bar(ax, image, label)
+            bar.ax.tick_params(length=0, which="minor")
             bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: text(v)))
             bar.ax.yaxis.set_minor_formatter(NullFormatter())
-            bar.set_label(label)
     return ax
 
 

@@ -19,6 +19,7 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.colorbar import Colorbar
 from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -174,11 +175,7 @@ def head_heatmap(
         else:
             ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.set(xlabel="head", ylabel="layer", title=title)
-        assert isinstance(ax.figure, Figure)
-        bar = ax.figure.colorbar(image, ax=ax, pad=0.02, fraction=0.05)
-        bar.outline.set_visible(False)
-        bar.ax.tick_params(length=0, labelsize=8)
-        bar.set_label(label)
+        colour_bar(ax, image, label)
     return ax
 
 
@@ -355,6 +352,16 @@ def _digits(low: float, high: float) -> int:
     """Decimals that show two figures of the largest value: 0.53 -> 2, 0.041 -> 3."""
     extent = max(abs(low), abs(high))
     return int(np.clip(1 - np.floor(np.log10(extent)), 0, 4)) if extent > 0 else 0
+
+
+def colour_bar(ax: Axes, image: Any, label: str) -> Colorbar:
+    """What the colours of `image` mean, beside its axes."""
+    assert isinstance(ax.figure, Figure)
+    bar = ax.figure.colorbar(image, ax=ax, pad=0.02, fraction=0.05)
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(length=0, labelsize=8)
+    bar.set_label(label)
+    return bar
 
 
 def annotate_cells(ax: Axes, matrix: np.ndarray[Any, Any], image: Any, digits: int) -> None:

@@ -102,17 +102,7 @@ def score_interval(
     gains, bases = _sums(zero_err - model_err), _sums(zero_err - base_err)
     _check_gain(bases, baseline)
     two = two_stages([(1, gains)], bases, generator, resamples)
-    half = two.half(level)
-    return Score(
-        value=two.value,
-        low=two.value - half,
-        high=two.value + half,
-        stderr=two.variance**0.5,
-        baseline=baseline,
-        gain=float(bases.mean()),
-        prompts=bases.numel(),
-        seeds=len(gains),
-    )
+    return _score(two, level, bases, baseline, len(gains))
 
 
 def score_difference(
@@ -132,17 +122,7 @@ def score_difference(
     _check_gain(bases, baseline)
     terms = [(1, _sums(zero_err - a_err)), (-1, _sums(zero_err - b_err))]
     two = two_stages(terms, bases, generator, resamples)
-    half = two.half(level)
-    return Score(
-        value=two.value,
-        low=two.value - half,
-        high=two.value + half,
-        stderr=two.variance**0.5,
-        baseline=baseline,
-        gain=float(bases.mean()),
-        prompts=bases.numel(),
-        seeds=min(len(a_err), len(b_err)),
-    )
+    return _score(two, level, bases, baseline, min(len(a_err), len(b_err)))
 
 
 def score_frame(
@@ -216,6 +196,22 @@ def _beats_zero(bases: Float[Tensor, "*own batch"]) -> bool:
     values = bases.flatten()
     spread = float(values.std()) if len(values) > 1 else 0.0
     return float(values.mean()) > 2 * spread / len(values) ** 0.5
+
+
+def _score(
+    two: TwoStages, level: float, bases: Float[Tensor, "*own batch"], baseline: str, seeds: int
+) -> Score:
+    half = two.half(level)
+    return Score(
+        value=two.value,
+        low=two.value - half,
+        high=two.value + half,
+        stderr=two.variance**0.5,
+        baseline=baseline,
+        gain=float(bases.mean()),
+        prompts=bases.numel(),
+        seeds=seeds,
+    )
 
 
 def _check_gain(bases: Float[Tensor, "*own batch"], baseline: str) -> None:

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from experiments.plots import (
@@ -25,6 +24,7 @@ from experiments.plots import (
     PAPER,
     SKY,
     annotate_cells,
+    colour_bar,
     own_axes,
     style,
 )
@@ -67,11 +67,7 @@ def grid_map(
         ax.set_xticks(range(matrix.shape[1]), [f"{100 * x:.0f}" for x in table.columns])
         ax.set_yticks(range(matrix.shape[0]), [f"{100 * y:.0f}" for y in table.index])
         ax.set(xlabel="heads removed, %", ylabel="FFNs removed, %", title=title)
-        assert isinstance(ax.figure, Figure)
-        bar = ax.figure.colorbar(image, ax=ax, pad=0.02, fraction=0.05)
-        bar.outline.set_visible(False)
-        bar.ax.tick_params(length=0, labelsize=8)
-        bar.set_label(label)
+        colour_bar(ax, image, label)
     return ax
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,29 +130,10 @@ def _slopes(close: pd.DataFrame) -> pd.DataFrame:
 
 
 def _outcome(result: Result) -> Outcome:
-    found = [
-        {
-            "family": family,
-            "target": each.target,
-            "unit": each.unit,
-            "threshold": THRESHOLD,
-            "median": _known(each.median),
-            "interval": [_known(each.low), _known(each.high)],
-            "bound": _known(each.bound),
-            "censored": each.censored,
-            "diverged": each.diverged,
-            "students": each.students,
-        }
-        for family, each in answers(result)
-    ]
+    found = [{"family": family} | each.record() for family, each in answers(result)]
     lines = [answer_line(result)] if found else []
     lines += [line for line in (aside_answer(result.ledger),) if line]
     return Outcome("; ".join(lines) or answer_line(result), {"answers": found})
-
-
-def _known(value: float) -> float | None:
-    """A number that JSON has; None for what was not reached or is not known."""
-    return value if math.isfinite(value) else None
 
 
 def _tidy(ledger: pd.DataFrame) -> pd.DataFrame:

@@ -99,20 +99,7 @@ def outcome(crossings: pd.DataFrame) -> Outcome:
         f"median {unit} until a reset layer's error is within {THRESHOLD:g} of predicting 0's: "
         f"{'; '.join(parts)}"
     )
-    records = [
-        {
-            "target": each.target,
-            "unit": each.unit,
-            "threshold": THRESHOLD,
-            "median": _known(each.median),
-            "interval": [_known(each.low), _known(each.high)],
-            "bound": _known(each.bound),
-            "censored": each.censored,
-            "diverged": each.diverged,
-            "students": each.students,
-        }
-        for each in found
-    ]
+    records = [each.record() for each in found]
     return Outcome(said, {"answers": records, "loss": "squared error over predicting 0's"})
 
 
@@ -225,8 +212,3 @@ def _recovery(ledger: pd.DataFrame) -> Figure:
             ax.set_title(WORDS[target])
         figure.axes[0].set_ylabel("gap to the old error, share of predicting 0's")
     return figure
-
-
-def _known(value: float) -> float | None:
-    """A number that JSON has; None for what was not reached or is not known."""
-    return value if math.isfinite(value) else None

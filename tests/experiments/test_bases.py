@@ -15,6 +15,7 @@ from experiments.base_grid import grid, model_folder
 from experiments.bases import base_at
 from experiments.pretrain import Pretraining
 from experiments.pretrain_setup import prepare
+from tests.experiments.small_corpora import modules
 from tests.families import tiny
 
 TINY = {
@@ -36,11 +37,7 @@ TINY = {
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("corpus")
-    for i in range(60):
-        text = "\n".join(f"def f{i}_{j}(x):\n    return x * {i * j}" for j in range(12))
-        (folder / f"module{i:02}.py").write_text(text)
-    return folder
+    return modules(tmp_path_factory.mktemp("corpus"), 60)
 
 
 @pytest.fixture(scope="module")

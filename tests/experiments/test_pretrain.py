@@ -11,6 +11,7 @@ import torch
 from experiments.pretrain import Pretraining
 from experiments.tokens import load_stream
 from probes.in_context import in_context_measurements
+from tests.experiments.small_corpora import modules
 
 TINY = {
     "layers": 1,
@@ -29,11 +30,7 @@ TINY = {
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("corpus")
-    for i in range(40):
-        text = "\n".join(f"def f{i}_{j}(x):\n    return x * {i * j}" for j in range(12))
-        (folder / f"module{i:02}.py").write_text(text)
-    return folder
+    return modules(tmp_path_factory.mktemp("corpus"), 40)
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from experiments.pretrain import Pretraining
 from experiments.pretrain_curve import held_out_loss, measured_steps
 from experiments.pretrain_setup import prepare
 from experiments.training import Schedule
+from tests.experiments.small_corpora import modules
 
 TINY = {
     "layers": 1,
@@ -37,11 +38,7 @@ EVERY = [(family, task) for family, kind in KINDS.items() for task in TASKS[kind
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("corpus")
-    for i in range(60):
-        text = "\n".join(f"def f{i}_{j}(x):\n    return x * {i * j}" for j in range(12))
-        (folder / f"module{i:02}.py").write_text(text)
-    return folder
+    return modules(tmp_path_factory.mktemp("corpus"), 60)
 
 
 @pytest.mark.parametrize(("family", "task"), EVERY)

@@ -55,6 +55,24 @@ class Headline:
     over: str
     """What was drawn again for the interval."""
 
+    def record(self) -> dict[str, Any]:
+        """The numbers as JSON has them: None for what was not reached or is not known."""
+
+        def known(value: float) -> float | None:
+            return value if math.isfinite(value) else None
+
+        return {
+            "target": self.target,
+            "unit": self.unit,
+            "threshold": THRESHOLD,
+            "median": known(self.median),
+            "interval": [known(self.low), known(self.high)],
+            "bound": known(self.bound),
+            "censored": self.censored,
+            "diverged": self.diverged,
+            "students": self.students,
+        }
+
 
 def kaplan_meier(
     crossings: pd.DataFrame,

@@ -32,6 +32,7 @@ from experiments.reset.study import Resetting
 from experiments.run_folder import run_study
 from tests.experiments.reset.sessions import objective, session
 from tests.experiments.reset.test_session import same
+from tests.experiments.small_corpora import sayings
 from tests.families import tiny
 
 WIDE = {
@@ -275,12 +276,7 @@ def test_an_activation_that_was_not_seen_is_found_out(monkeypatch: pytest.Monkey
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny decoder that `ablate pretrain` wrote, and that has learned something."""
-    folder = tmp_path_factory.mktemp("text")
-    generator = np.random.default_rng(0)
-    words = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta"]
-    for n in range(40):
-        lines = [" ".join(generator.choice(words, 12)) for _ in range(30)]
-        (folder / f"{n}.txt").write_text("\n".join(lines))
+    folder = sayings(tmp_path_factory.mktemp("text"))
     made, _ = run_study(
         "pretrain",
         Pretraining(

@@ -18,6 +18,7 @@ from experiments.reset.plan import planned
 from experiments.reset.study import Resetting
 from experiments.reset.work import do
 from experiments.run_folder import run_study
+from tests.experiments.small_corpora import sayings
 
 SMALL = {"budget": 2048.0, "step": 256, "evaluate": 512, "per_decade": 3, "precision": "float32"}
 
@@ -25,13 +26,7 @@ SMALL = {"budget": 2048.0, "step": 256, "evaluate": 512, "per_decade": 3, "preci
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small corpus."""
-    folder = tmp_path_factory.mktemp("text")
-    generator = np.random.default_rng(0)
-    words = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta"]
-    for n in range(40):
-        lines = [" ".join(generator.choice(words, 12)) for _ in range(30)]
-        (folder / f"{n}.txt").write_text("\n".join(lines))
-    return folder
+    return sayings(tmp_path_factory.mktemp("text"))
 
 
 @pytest.fixture(scope="module")
