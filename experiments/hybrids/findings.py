@@ -13,6 +13,13 @@ import pandas as pd
 from experiments.hybrids.measured import FRAMES
 from experiments.hybrids.measuring.comparisons import compared, failures_compared
 from experiments.hybrids.measuring.denominators import DENOMINATORS
+from experiments.hybrids.measuring.factors import (
+    Crossed,
+    crossed,
+    score_effects,
+    step_effects,
+    with_holm,
+)
 from experiments.hybrids.measuring.schemes import adoptions, switches
 from experiments.hybrids.measuring.scores import drawn_all, failure_rows, over_seeds, score_rows
 from experiments.hybrids.measuring.sums import gathered
@@ -44,6 +51,8 @@ class Findings:
         differences: from the first architecture, with Holm over all (`comparisons.compared`).
         failures: share of seeds that failed, and their comparison.
         waiting: median steps to each threshold, censored ones kept.
+        crossing: the factors of these architectures, if they are crossed (`factors.crossed`).
+        score_effects, step_effects: of each factor on the score, and on the steps to a threshold.
         switches, adopted: changes of scheme, and when each scheme was first followed.
     """
 
@@ -55,6 +64,9 @@ class Findings:
     failures: pd.DataFrame
     failure_differences: pd.DataFrame
     waiting: pd.DataFrame
+    crossing: Crossed | None
+    score_effects: pd.DataFrame
+    step_effects: pd.DataFrame
     switches: pd.DataFrame
     adopted: pd.DataFrame
 
@@ -79,6 +91,8 @@ class Findings:
             self.differences,
             self.failures,
             self.failure_differences,
+            self.score_effects,
+            self.step_effects,
         )
         return pd.concat([part for part in parts if len(part)], ignore_index=True)
 
@@ -102,7 +116,17 @@ class Findings:
                     "seeds": row["seeds"],
                 }
             )
-        return Outcome(minus("; ".join(lines)), {"scores": cells})
+        effects = self.score_effects
+        own = effects.loc[effects["order"] == 1].to_dict("records") if len(effects) else []
+        lines += [f"{row['task']}: {row['effect']} {_change(row)}" for row in own]
+        found = {"scores": cells}
+        if len(effects):
+            names = ["task", "baseline", "effect", "value", "low", "high", "holm"]
+            found["effects"] = [
+                {k: _known(v) if isinstance(v, float) else v for k, v in row.items()}
+                for row in effects.filter(names).to_dict("records")
+            ]
+        return Outcome(minus("; ".join(lines)), found)
 
 
 def finished(study: Hybrids, folder: RunFolder, measured: Measured) -> Outcome:
@@ -130,6 +154,14 @@ def findings_of(study: Hybrids, measured: Measured) -> Findings:
     failures = failure_rows(scores, denominators)
     reference = measured.cells[0].architecture
     labels = frames["labels"]
+    arrivals = _with_divergence(frames)
+    first = [cell for cell in measured.cells if cell.task.name == measured.cells[0].task.name]
+    crossing = crossed(first)
+    effects = [
+        score_effects(one, denominators[one.sums.task], crossing)
+        for one in found
+        if crossing and one.sums.shift == "none"
+    ]
     return Findings(
         study,
         measured,
@@ -138,7 +170,10 @@ def findings_of(study: Hybrids, measured: Measured) -> Findings:
         compared(found, denominators, generator, reference=reference),
         failures,
         failures_compared(failures, reference=reference),
-        medians(_with_divergence(frames), ("architecture", "task", "threshold")),
+        medians(arrivals, ("architecture", "task", "threshold")),
+        crossing,
+        with_holm(pd.concat(effects, ignore_index=True) if effects else pd.DataFrame()),
+        with_holm(step_effects(arrivals, crossing) if crossing else pd.DataFrame()),
         switches(labels, BY) if len(labels) else pd.DataFrame(),
         adoptions(labels, BY) if len(labels) else pd.DataFrame(),
     )
@@ -173,6 +208,10 @@ def _interval(row: Mapping[Any, Any]) -> str:
     if not math.isfinite(row["low"]):
         return f"{row['value']:.3f}"
     return f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+
+
+def _change(row: Mapping[Any, Any]) -> str:
+    return f"{row['value']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
 
 
 def _known(value: float) -> float | None:

@@ -4,6 +4,7 @@
     shifts        the same out of distribution
     scores        the table of scores, architectures by function classes
     published     that table beside the paper's
+    factors       effects of factors that are crossed
     training      held-out error against steps
     schemes       whose predictions each seed follows, as training goes on
     importance    what the score loses without each head, FFN and mixer
@@ -24,6 +25,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from experiments.hybrids.report.factor_figures import factor_effects
 from experiments.hybrids.report.inside_figures import attention, importance, probed
 from experiments.hybrids.report.line_styles import legend_below, line_colours, seed_band
 from experiments.hybrids.report.table_figures import beside, score_table
@@ -54,6 +56,8 @@ def figures(findings: Findings) -> Mapping[str, Callable[[], Figure]]:
         made["scores"] = partial(score_table, table, findings.failures)
     if len(theirs.dropna(subset=["value", "published"])):
         made["published"] = partial(beside, theirs)
+    if len(findings.score_effects):
+        made["factors"] = partial(factor_effects, findings.score_effects, findings.step_effects)
     if len(frames["curve"]):
         made["training"] = partial(training, frames["curve"])
     if len(frames["labels"]):

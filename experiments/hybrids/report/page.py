@@ -21,6 +21,9 @@ CAPTIONS = {
     "shifts": "The same on prompts of other distributions than it was trained on.",
     "scores": "ICL regression score: 1 is as good as the baseline named below each function class, "
     "0 no better than predicting 0.",
+    "factors": "What each factor changes, averaged over the levels of the others, with 95 % "
+    "intervals over prompts and seeds: left the score, with interactions; right the steps to a "
+    "share of the error of predicting 0, as a ratio. Grey: no change.",
     "training": "Held-out error while training, as a share of that of predicting 0; a line a seed.",
     "schemes": "Whose predictions each checkpoint follows: distance to each baseline's, as a share "
     "of the distance to predicting 0.",
@@ -88,6 +91,7 @@ def _sentences(findings: Findings) -> list[str]:
             f"{row['baseline']}, {row['seeds']} seeds."
         )
     said += _of_differences(findings)
+    said += _of_factors(findings)
     said += _of_failures(findings)
     said += _of_parts(findings)
     return [minus(sentence) for sentence in said]
@@ -113,6 +117,35 @@ def _of_differences(findings: Findings) -> list[str]:
         f"{row['holm']:.2g})."
         for row in clear.to_dict("records")
     ]
+
+
+def _of_factors(findings: Findings) -> list[str]:
+    """What the norm, the FFN and the positions do, where a study crosses them."""
+    rows = findings.score_effects
+    said = [
+        f"On {row['task']}, {row['effect']}: S {row['value']:+.3f} ({row['low']:+.3f} to "
+        f"{row['high']:+.3f}; Holm p {row['holm']:.2g}), averaged over the other factors."
+        for row in rows.to_dict("records")
+        if row["order"] == 1
+    ]
+    if len(rows):
+        clear = rows.loc[(rows["order"] > 1) & (rows["holm"] < 0.05)]
+        said += [
+            f"On {row['task']}, {row['effect']} interact: {row['value']:+.3f} ({row['low']:+.3f} "
+            f"to {row['high']:+.3f}; Holm p {row['holm']:.2g}), half of what the one adds to the "
+            "effect of the other."
+            for row in clear.to_dict("records")
+        ]
+        if clear.empty:
+            said.append("No interaction of these factors passes Holm at 5 %.")
+    said += [
+        f"On {row['task']}, {row['effect']}: {row['value']:.2f} times the steps "
+        f"({row['low']:.2f} to {row['high']:.2f}; Holm p {row['holm']:.2g}) to "
+        f"{row['threshold']:g} of the error of predicting 0; {row['arrived']} of {row['seeds']} "
+        "seeds got there."
+        for row in findings.step_effects.to_dict("records")
+    ]
+    return said
 
 
 def _of_failures(findings: Findings) -> list[str]:
@@ -179,6 +212,19 @@ def _tables(findings: Findings) -> dict[str, pd.DataFrame]:
             "seeds": "seeds",
         },
     )
+    if len(findings.score_effects):
+        tables["Effects of the factors on the score"] = chosen(
+            findings.score_effects,
+            {"task": "functions", "effect": "effect", "value": "score", "low": "low"}
+            | {"high": "high", "p": "p", "holm": "p (Holm)", "seeds": "seeds"},
+        )
+    if len(findings.step_effects):
+        tables["Effects of the factors on the steps, as ratios"] = chosen(
+            findings.step_effects,
+            {"task": "functions", "threshold": "share", "effect": "effect", "value": "ratio"}
+            | {"low": "low", "high": "high", "p": "p", "holm": "p (Holm)"}
+            | {"arrived": "seeds that got there", "seeds": "seeds"},
+        )
     if len(findings.switches):
         tables["Changes of scheme"] = findings.switches
     tables |= _inside(findings)

@@ -6,12 +6,13 @@ An accelerated-failure-time model of the tokens T to cross a threshold, censored
 
 Slopes are exponents: T ∝ N^b_N. Position is first and last layer against the middle ones (relative
 depth L/(N−1) in [⅓, ⅔]; what is neither is `between`), or depth and depth² around ½. The fit is
-`lognormal.fit_log_normal`. Students of one base are no independent draws, so errors are those of
-leaving out one cluster at a time (Student's t of G − 1 degrees): all students of a run (one family,
-shape and base seed, its checkpoints together), or of a reset seed where there is one run only. Then
-the interval is about this one base, and the column `over` says so. lifelines, which fits the same
-law, has a sandwich over rows but none over clusters, and returns no fit with left-censored rows.
-Where σ is below the distance of evaluations, T is taken as interpolated, ±2.5 %; `over` says so.
+`experiments.lognormal.fit_log_normal`. Students of one base are no independent draws, so errors are
+those of leaving out one cluster at a time (Student's t of G − 1 degrees): all students of a run
+(one family, shape and base seed, its checkpoints together), or of a reset seed where there is one
+run only. Then the interval is about this one base, and the column `over` says so. lifelines, which
+fits the same law, has a sandwich over rows but none over clusters, and returns no fit with
+left-censored rows. Where σ is below the distance of evaluations, T is taken as interpolated, ±2.5
+%; `over` says so.
 
 What cannot be estimated is nan, or infinite, with its reason: a covariate of one value, one that
 others determine, a layer that never crossed while others did. Such a layer's own term takes its
@@ -35,7 +36,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from experiments.jackknife import MOST, jackknife_interval
-from experiments.reset.statistics.lognormal import SMALLEST, fit_log_normal
+from experiments.lognormal import SMALLEST, fit_log_normal
 
 MARGIN = 0.15
 """A slope whose whole interval is nearer to 0 than this is no effect."""

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from lifelines import LogNormalAFTFitter
 
+from experiments.lognormal import SMALLEST, _likelihood, fit_log_normal
 from experiments.reset.statistics.accelerated import (
     accelerated,
     length_exponent,
@@ -14,7 +15,6 @@ from experiments.reset.statistics.accelerated import (
     verdict,
     zones,
 )
-from experiments.reset.statistics.lognormal import SMALLEST, _likelihood, fit_log_normal
 from tests.experiments.reset.invented import crossing_rows
 
 GRID = np.geomspace(1e3, 1e9, 61)

@@ -1,0 +1,173 @@
+"""Effects of crossed factors: against least squares, hand-made seeds, and lifelines."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+import numpy as np
+import pandas as pd
+import pytest
+from lifelines import LogNormalAFTFitter
+
+from experiments.hybrids.architecture.grammar import THE_TWELVE
+from experiments.hybrids.cells import cells_of
+from experiments.hybrids.measuring.factors import (
+    Crossed,
+    crossed,
+    score_effects,
+    step_effects,
+    with_holm,
+)
+from experiments.hybrids.measuring.scores import drawn
+from experiments.hybrids.measuring.sums import Sums
+from experiments.hybrids.report.factor_figures import factor_effects
+from experiments.hybrids.study import Hybrids
+
+LEVELS = {"norm": ("LayerNorm", "RMSNorm"), "FFN": ("GELU MLP", "SwiGLU"), "std": ("0.02", "1")}
+CROSSING = Crossed(
+    LEVELS, {"".join("-+"[x > 0] for x in s): s for s in itertools.product((-1, 1), repeat=3)}
+)
+
+
+def cells(**options):
+    return cells_of(Hybrids(functions=("linear",), **options))
+
+
+def test_the_factorial_crosses_norm_ffn_and_the_std_of_positions() -> None:
+    factorial = Hybrids(preset="factorial", **Hybrids.PRESETS["factorial"])
+    found = crossed(cells_of(dataclasses.replace(factorial, functions=("tree",))))
+    assert found is not None
+    assert found.levels == {
+        "norm": ("LayerNorm", "RMSNorm"),
+        "FFN": ("GELU MLP", "SwiGLU"),
+        "std of positions": ("0.02", "1"),
+    }
+    assert found.signs["gpt2 positions 0.02"] == (-1, -1, -1)
+    assert found.signs["gpt2-rms-swiglu positions 1"] == (1, 1, 1)
+    assert len(found.effects()) == 7
+
+
+def test_the_papers_table_crosses_norm_ffn_and_positions() -> None:
+    found = crossed(cells(architectures=THE_TWELVE))
+    assert found is not None
+    assert list(found.levels) == ["norm", "FFN", "positions"]
+    assert found.levels["positions"] == ("learned", "RoPE")
+    assert len(found.signs) == 8
+    assert "mamba" not in found.signs
+
+
+@pytest.mark.parametrize(
+    "architectures",
+    [
+        ("gpt2", "llama", "mambaformer"),
+        ("gpt2", "gpt2-rms", "gpt2-swiglu"),
+        ("gpt2", "gpt2-rms"),
+    ],
+)
+def test_what_is_not_crossed_has_no_factors(architectures) -> None:
+    assert crossed(cells(architectures=architectures)) is None
+
+
+def planted(noise: float = 0.0, seeds: int = 4, prompts: int = 50, seed: int = 0) -> Sums:
+    """Cells with score 0.6 + 0.1 x_std − 0.04 x_norm x_std, seeds `noise` apart."""
+    generator = np.random.default_rng(seed)
+    zero = np.full(prompts, 2.0)
+    models = {}
+    for name, (norm, _, std) in CROSSING.signs.items():
+        score = 0.6 + 0.1 * std - 0.04 * norm * std + noise * generator.standard_normal((seeds, 1))
+        models[name] = zero * (1 - score)
+    seeds_of = {name: tuple(range(seeds)) for name in models}
+    return Sums("tree", "none", zero, {"zero": zero, "best": 0 * zero}, models, seeds_of)
+
+
+def test_planted_effects_come_back() -> None:
+    found = score_effects(drawn(planted(), np.random.default_rng(0)), "best", CROSSING)
+    value = found.set_index("effect")["value"]
+    assert value["std 1, not 0.02"] == pytest.approx(0.2)
+    assert value["norm × std"] == pytest.approx(-0.08)
+    others = value.drop(["std 1, not 0.02", "norm × std"])
+    np.testing.assert_allclose(others, 0, atol=1e-12)
+    assert found["order"].tolist() == [1, 1, 1, 2, 2, 2, 3]
+
+
+def test_effects_and_errors_are_those_of_least_squares() -> None:
+    sums = planted(noise=0.05, seeds=5)
+    found = score_effects(drawn(sums, np.random.default_rng(0)), "best", CROSSING)
+    rows, scores, within = [], [], []
+    for name, signs in CROSSING.signs.items():
+        own = 1 - sums.models[name].mean(1) / sums.zero.mean()
+        products = [
+            np.prod([signs[i] for i in chosen])
+            for size in (1, 2, 3)
+            for chosen in itertools.combinations(range(3), size)
+        ]
+        rows += [[1, *products]] * len(own)
+        scores += list(own)
+        within.append(own.var(ddof=1))
+    beta = np.linalg.lstsq(np.array(rows, dtype=float), np.array(scores), rcond=None)[0]
+    np.testing.assert_allclose(found["value"], 2 * beta[1:], atol=1e-12)
+    # Prompts are all alike: seeds are all the chance there is, 4·σ̂²/n of an orthogonal design.
+    np.testing.assert_allclose(found["stderr"] ** 2, 4 * np.mean(within) / 40, rtol=1e-9)
+
+
+def test_effects_of_nothing_are_called_as_often_as_the_level_says() -> None:
+    called = []
+    for trial in range(150):
+        sums = planted(noise=0.05, seeds=4, prompts=30, seed=trial)
+        models = {}  # the planted effects taken out again
+        for name, (norm, _, std) in CROSSING.signs.items():
+            models[name] = sums.models[name] + 2 * (0.1 * std - 0.04 * norm * std)
+        flat = dataclasses.replace(sums, models=models)
+        found = score_effects(drawn(flat, np.random.default_rng(0), resamples=50), "best", CROSSING)
+        called.append((found["p"] < 0.05).mean())
+    assert 0.02 < np.mean(called) < 0.09
+
+
+def test_one_seed_has_no_effects() -> None:
+    found = drawn(planted(seeds=1), np.random.default_rng(0))
+    assert score_effects(found, "best", CROSSING).empty
+    assert score_effects(found, "not there", CROSSING).empty
+    assert with_holm(pd.DataFrame()).empty
+
+
+def arrived(last: float, seed: int = 0) -> pd.DataFrame:
+    """Steps 1000 · 2^(x_std / 2) with some spread; none is seen after `last`."""
+    generator = np.random.default_rng(seed)
+    rows = []
+    for name, signs in CROSSING.signs.items():
+        for one in range(5):
+            step = 1000 * 2 ** (signs[2] / 2) * np.exp(0.2 * generator.standard_normal())
+            rows.append(
+                {"architecture": name, "task": "tree", "seed": one, "threshold": 0.5}
+                | {"arrived": step < last, "step": min(step, last)}
+            )
+    return pd.DataFrame(rows)
+
+
+@pytest.mark.parametrize("last", [1e9, 1400.0])
+def test_ratios_of_steps_are_lifelines(last: float) -> None:
+    table = arrived(last)
+    found = step_effects(table, CROSSING).set_index("effect")
+    signs = np.array([CROSSING.signs[name] for name in table["architecture"]]) / 2
+    frame = pd.DataFrame(signs, columns=["a", "b", "c"])
+    frame = frame.assign(step=table["step"] + 1, arrived=table["arrived"])
+    fitter = LogNormalAFTFitter().fit(frame, "step", "arrived")
+    theirs = fitter.params_["mu_"][["a", "b", "c"]]
+    np.testing.assert_allclose(np.log(found["value"]), theirs, atol=2e-3)
+    assert found["value"]["std 1, not 0.02"] == pytest.approx(2, rel=0.25)
+    assert found["low"]["std 1, not 0.02"] > 1
+    assert found["arrived"].iloc[0] == table["arrived"].sum()
+
+
+def test_a_threshold_that_few_reach_has_no_ratio() -> None:
+    assert step_effects(arrived(500.0), CROSSING).empty
+
+
+def test_the_picture() -> None:
+    scores = score_effects(drawn(planted(noise=0.05), np.random.default_rng(0)), "best", CROSSING)
+    steps = step_effects(arrived(1400.0), CROSSING)
+    left, right = factor_effects(scores, steps).axes
+    assert [text.get_text() for text in left.get_yticklabels()] == scores["effect"].tolist()
+    assert "to 0.5" in right.get_yticklabels()[0].get_text()
+    assert len(factor_effects(scores, steps.iloc[:0]).axes) == 1
