@@ -72,7 +72,7 @@ def _question(findings: Findings) -> str:
         "over predicting 0, divided by a baseline's gain on the same prompts (Campbell, Lojo et "
         "al. 2024).\n\n"
         f"{study.seeds} seeds, {study.steps:,} steps of {study.batch} fresh prompts, width "
-        f"{study.d_model}, {study.layers} layers, initial weights by {where}; measured on "
+        f"{study.d_model}, {study.layers} layer{'s' * (study.layers != 1)}, initial weights by {where}; measured on "
         f"{study.prompts:,} prompts that nothing was trained or selected on. Intervals are 95 %, "
         "over prompts and seeds."
     )
@@ -182,7 +182,7 @@ def _of_parts(findings: Findings) -> list[str]:
 def _tables(findings: Findings) -> dict[str, pd.DataFrame]:
     tables = {"Scores over seeds": chosen(findings.table, SHOWN)}
     beside = findings.beside
-    if len(beside):
+    if beside["published"].notna().any():
         columns = SHOWN | {
             "published": "published",
             "published_denominator": "published against",
