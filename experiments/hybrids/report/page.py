@@ -72,8 +72,8 @@ def _question(findings: Findings) -> str:
         "over predicting 0, divided by a baseline's gain on the same prompts (Campbell, Lojo et "
         "al. 2024).\n\n"
         f"{study.seeds} seeds, {study.steps:,} steps of {study.batch} fresh prompts, width "
-        f"{study.d_model}, {study.layers} layer{'s' * (study.layers != 1)}, initial weights by {where}; measured on "
-        f"{study.prompts:,} prompts that nothing was trained or selected on. Intervals are 95 %, "
+        f"{study.d_model}, {study.layers} layer{'s' * (study.layers != 1)}, initial weights "
+        f"by {where}; measured on {study.prompts:,} prompts that nothing was trained or selected on. Intervals are 95 %, "
         "over prompts and seeds."
     )
 
