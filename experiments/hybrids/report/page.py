@@ -73,8 +73,8 @@ def _question(findings: Findings) -> str:
         "al. 2024).\n\n"
         f"{study.seeds} seeds, {study.steps:,} steps of {study.batch} fresh prompts, width "
         f"{study.d_model}, {study.layers} layer{'s' * (study.layers != 1)}, initial weights "
-        f"by {where}; measured on {study.prompts:,} prompts that nothing was trained or selected on. Intervals are 95 %, "
-        "over prompts and seeds."
+        f"by {where}; measured on {study.prompts:,} prompts that nothing was trained or "
+        "selected on. Intervals are 95 %, over prompts and seeds."
     )
 
 
