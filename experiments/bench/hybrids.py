@@ -7,6 +7,8 @@
     ours            `selective_scan`; `training.advance`, as `ablate hybrid` trains
     hf-mamba        the scan of transformers on its torch path; the same model with every mixer
                     replaced by transformers' of the same weights, in a plain training loop
+    hf-mamba-kept   the same in a process whose malloc keeps what is freed, as ours does
+                    (`experiments.memory`): transformers' path asks for much more memory a step
     lean-gpt2       GPT-2 of the same width and depth in plain PyTorch: one product for q, k and v,
                     fused attention, fused Adam, the same prompts
 
@@ -46,13 +48,16 @@ POINTS, D_X, D_STATE, EXPAND, HEADS = 12, 5, 16, 4, 4
 RATE = 5e-4
 PER_SCAN = 22
 STEPS, STEPS_WITH_MAMBA = 10, 1
+KEPT = "hf-mamba-kept"
+THEIRS = ("hf-mamba", KEPT)
+"""Peers that scan by transformers' path."""
 ENTRIES = 4096
 """Of each tensor that a scan returns."""
 
 
 def prepared(contender: str, setting: Setting, work: Work) -> Run:
     """The contender, ready to run."""
-    if contender == "ours":
+    if contender in ("ours", KEPT):
         keep_freed()  # as `training.train` does
     if work.name == "hybrid-scan":
         return _scan(_scan_of(contender), setting, work)
@@ -86,7 +91,7 @@ def operations(model: str, work: Work) -> dict[str, int]:
     """Contender -> operations of a run."""
     cells = work.rows.size * EXPAND * work.sizes[0] * D_STATE
     if work.name == "hybrid-scan":
-        return dict.fromkeys(("ours", "hf-mamba"), PER_SCAN * cells)
+        return dict.fromkeys(("ours", *THEIRS), PER_SCAN * cells)
     from experiments.hybrids.architecture.model import Hybrid
 
     config = config_of(model, work.sizes)
@@ -95,7 +100,8 @@ def operations(model: str, work: Work) -> dict[str, int]:
     lean = sum(p.numel() for p in LeanGPT2(*work.sizes).parameters())
     steps = steps_of(model, work)
     own = steps * (6 * weights * work.rows.size + scans * PER_SCAN * cells)
-    return {"ours": own, "hf-mamba": own, "lean-gpt2": steps * 6 * lean * work.rows.size}
+    theirs = dict.fromkeys(("ours", *THEIRS), own)
+    return theirs | {"lean-gpt2": steps * 6 * lean * work.rows.size}
 
 
 def steps_of(model: str, work: Work) -> int:
@@ -206,7 +212,7 @@ def _lean(setting: Setting, work: Work) -> Run:
 
 STEPPERS: dict[str, Callable[[Setting, Work], Run]] = {
     "ours": _ours,
-    "hf-mamba": _hf_mamba,
+    **dict.fromkeys(THEIRS, _hf_mamba),
     "lean-gpt2": _lean,
 }
 

@@ -159,8 +159,8 @@ AGAINST: dict[Kind | Name, tuple[str, ...]] = {
     "reset-hidden": ("plain", "plain-stopping"),
     "reset-all-train": ("every-gradient",),
     "reset-seeds": ("plain",),
-    "hybrid-scan": ("hf-mamba",),
-    "hybrid-step": ("lean-gpt2", "hf-mamba"),
+    "hybrid-scan": ("hf-mamba", "hf-mamba-kept"),
+    "hybrid-step": ("lean-gpt2", "hf-mamba", "hf-mamba-kept"),
     "forward": (),
 }
 """Which peers do which kind of work; of resets and hybrids, which work."""

@@ -159,7 +159,7 @@ def _hybrids(study: Bench) -> Iterator[Session]:
         work = Work(work_name, rows, 0, (), (), sizes=sizes)
         peers = tuple(p for p in study.peers if p in AGAINST[work_name])
         if work_name == "hybrid-step" and not hybrids.has_mamba(model, sizes):
-            peers = tuple(p for p in peers if p != "hf-mamba")
+            peers = tuple(p for p in peers if p not in hybrids.THEIRS)
         if not peers:
             continue
         once = hybrids.operations(model, work)

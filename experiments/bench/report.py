@@ -199,7 +199,8 @@ def report(study: Bench, table: pd.DataFrame) -> Report:
             "requires_grad everywhere. A hybrid work is a selective scan, forward and backward "
             "(`hybrid-scan-24`: of 24 tokens), or training steps of a small in-context regressor, "
             "drawing its prompts included, in float32: `hf-mamba` scans, or has its mixers, by "
-            "transformers' torch path; `lean-gpt2` is GPT-2 of the same width and depth in plain "
+            "transformers' torch path, `hf-mamba-kept` in a process whose malloc keeps what is "
+            "freed, as ours does; `lean-gpt2` is GPT-2 of the same width and depth in plain "
             "PyTorch, which beside a Mamba is another model."
         ),
         findings=findings(rows),

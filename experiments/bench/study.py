@@ -39,6 +39,7 @@ Peer = Literal[
     "every-gradient",
     "lean-gpt2",
     "hf-mamba",
+    "hf-mamba-kept",
 ]
 
 
