@@ -8,11 +8,11 @@ Slopes are exponents: T ∝ N^b_N. Position is first and last layer against the 
 depth L/(N−1) in [⅓, ⅔]; what is neither is `between`), or depth and depth² around ½. The fit is
 `experiments.lognormal.fit_log_normal`. Students of one base are no independent draws, so errors are
 those of leaving out one cluster at a time (Student's t of G − 1 degrees): all students of a run
-(one family, shape and base seed, its checkpoints together), or of a reset seed where there is one
-run only. Then the interval is about this one base, and the column `over` says so. lifelines, which
-fits the same law, has a sandwich over rows but none over clusters, and returns no fit with
-left-censored rows. Where σ is below the distance of evaluations, T is taken as interpolated, ±2.5
-%; `over` says so.
+(one architecture, shape and base seed, its checkpoints together), or of a reset seed where there is
+one run only. Then the interval is about this one base, and the column `over` says so. lifelines,
+which fits the same law, has a sandwich over rows but none over clusters, and returns no fit with
+left-censored rows. Where σ is below the distance of evaluations, T is taken as interpolated,
+±2.5 %; `over` says so.
 
 What cannot be estimated is nan, or infinite, with its reason: a covariate of one value, one that
 others determine, a layer that never crossed while others did. Such a layer's own term takes its
@@ -131,10 +131,11 @@ def length_exponent(
 
 
 def runs(crossings: pd.DataFrame) -> pd.Series:
-    """A name for each row's base run: family, shape and base seed; the base's where no seed is."""
-    shape = crossings["family"].astype(str) + " N" + crossings["n_layers"].astype(str)
-    shape = shape + " D" + crossings["d_model"].astype(str) + " seed "
-    named = shape + crossings["base_seed"].astype(str)
+    """A name for each row's base run, its checkpoints together: architecture, shape and base seed;
+    the base's own where no seed is known."""
+    parts = ["family", "architecture", "n_layers", "d_model", "base_seed"]
+    named = crossings[parts].astype(str).agg(" ".join, axis=1) if len(crossings) else ""
+    named = pd.Series(named, index=crossings.index, dtype=str)
     return named.where(crossings["base_seed"].notna(), crossings["base"].astype(str)).rename("run")
 
 

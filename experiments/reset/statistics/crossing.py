@@ -40,8 +40,9 @@ from jaxtyping import Float, Int
 from numpy.typing import ArrayLike
 
 KEYS = (
-    *("base", "family", "n_layers", "d_model", "base_seed", "base_share", "base_tokens"),
-    *("unique_tokens", "parameters", "arm", "stack", "layer", "layers", "part", "law", "target"),
+    *("base", "family", "architecture", "n_layers", "d_model", "base_seed", "base_share"),
+    *("base_tokens", "unique_tokens", "parameters"),
+    *("arm", "stack", "layer", "layers", "part", "law", "target"),
     *("variant", "origin"),
     *("unique", "seed", "rate"),
 )

@@ -6,6 +6,7 @@ import pandas as pd
 KNOWN = {
     "base": "b0",
     "family": "decoder",
+    "architecture": "opt",
     "n_layers": 6,
     "d_model": 64,
     "base_seed": 0,

@@ -43,6 +43,7 @@ def student(
     base = {
         "base": "tiny",
         "family": "decoder",
+        "architecture": "opt",
         "n_layers": 4,
         "d_model": 64,
         "base_seed": 0,

@@ -42,7 +42,7 @@ def simulated(generator, *, budget=np.inf, of_base=0.3, noise=0.3, shapes=((4, 6
     names = ["n_layers", "d_model", "base_seed", "base_share", "layer", "seed"]
     rows = pd.DataFrame(known, columns=pd.Index(names))
     rows["base_tokens"] = rows["base_share"] * 1e6 * rows["d_model"]
-    run = pd.factorize(runs(rows.assign(family="decoder", base="b")))[0]
+    run = pd.factorize(runs(rows.assign(family="decoder", architecture="opt", base="b")))[0]
     mu = 5 + of_base * generator.standard_normal(run.max() + 1)[run]
     for term, column in (("N", "n_layers"), ("D", "d_model"), ("T0", "base_tokens")):
         mu = mu + TRUTH[term] * np.log(rows[column].to_numpy(float))
@@ -232,7 +232,11 @@ def test_a_public_base_without_a_seed_is_a_run_of_its_own():
             "base": ["gpt2", "opt", "own"],
         }
     )
+    rows["architecture"] = "opt"
     assert runs(rows).nunique() == 3
+    # T5 and BART of one shape and seed are both encoder-decoders, and two bases
+    rows = rows.assign(base_seed=0, architecture=["t5", "bart", "bart"])
+    assert runs(rows).nunique() == 2
 
 
 def test_seeds_between_the_same_two_evaluations_are_read_in_between():
