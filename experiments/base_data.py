@@ -127,12 +127,17 @@ def data_of(
         context, batch: rows of a base without a record (256 or its longest context, 8).
         tokenizer: of the base, if not the one beside its weights.
 
-    Raises ValueError where context or batch are given against the record's, and for a corpus too
-    small.
+    Raises ValueError where context or batch are given against the record's, for a corpus too
+    small, and for a folder without a tokenizer.
     """
     from transformers import AutoTokenizer
 
     tokenizer = tokenizer or AutoTokenizer.from_pretrained(base.folder or base.weights)
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
+        raise ValueError(
+            f"{base.folder or base.weights} has no tokenizer: put the one it was trained with"
+            " beside its weights (tokenizer.save_pretrained)"
+        )
     if base.record is None:
         return _given(base, corpus or "stdlib", context, batch or 8, tokenizer)
     if context is not None or batch is not None:

@@ -42,7 +42,7 @@ HATCH = "#b9c2cb"
 
 def depth_colours(count: int) -> list[str]:
     """Colours of `count` layers, the first one lightest; one layer alone is dark enough to read."""
-    at = np.linspace(0, 1, count) if count > 1 else [0.7]
+    at = np.linspace(0, 1, count) if count != 1 else [0.7]
     return [to_hex(DEPTH(x)) for x in at]
 
 
@@ -297,6 +297,9 @@ def depth_key(ax: Axes | Sequence[Axes], count: int, label: str = "layer") -> No
 def spelled_ticks(ax: Axes, text: Callable[[float], str], *, which: str = "x") -> None:
     """Ticks of a logarithmic axis at 1, 2, 5 or 1, 3 or 1 alone, by its range, as `text` says."""
     axis = ax.xaxis if which == "x" else ax.yaxis
+    if axis.get_scale() != "log":  # nothing above 0 to show
+        axis.set_major_formatter(FuncFormatter(lambda v, _: text(v)))
+        return
     low, high = sorted(ax.get_xlim() if which == "x" else ax.get_ylim())
     wide = high / max(low, 1e-300)
     subs = (1.0, 2.0, 5.0) if wide < 20 else (1.0, 3.0) if wide < 300 else (1.0,)

@@ -30,7 +30,7 @@ from experiments.reset.result import (
     tokens_text,
 )
 from experiments.reset.statistics.summaries import medians
-from experiments.reset.statistics.survival import Headline, Unit, amount_text, headline
+from experiments.reset.statistics.survival import Headline, Unit, amount_text, headline, with_ends
 from experiments.run_folder import Outcome
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ def _text(each: Headline, crossings: pd.DataFrame) -> str:
     rows = at_threshold(crossings)
     rows = rows.loc[(rows["target"] == each.target) & (rows["tokens"] == 0)]
     near = f", {len(rows)} of {each.students} there without training" if len(rows) else ""
-    return f"{shown[0]} [{shown[1]}, {shown[2]}], {percent(each.censored)} censored{near}"
+    return f"{with_ends(shown)}, {percent(each.censored)} censored{near}"
 
 
 def _damage(ledger: pd.DataFrame) -> str:

@@ -116,6 +116,7 @@ def planned(study: Resetting, bases: tuple[Opened, ...]) -> Plan:
         outline = _outline(opened)
         budget = opened.amount(study.budget, "budget")
         _check_text(study, opened, budget)
+        _check_vocabulary(opened, outline)
         lenders = _lenders(study, bases, index, left_out)
         for unique in study.unique:
             tokens = opened.amount(unique, "unique")
@@ -125,6 +126,12 @@ def planned(study: Resetting, bases: tuple[Opened, ...]) -> Plan:
                 )
         if len(study.rates) > 1:
             picks += _pick_jobs(study, jobs, opened, index, budget)
+    if not jobs:
+        why = f": {'; '.join(dict.fromkeys(left_out))}" if left_out else ""
+        raise ValueError(
+            f"--arms {' '.join(study.arms)} of {', '.join(study.models)}: nothing is left to do"
+            f"{why}; give another arm, or a model that has what it resets"
+        )
     return Plan(
         tuple(sorted(jobs, key=lambda j: -j.cost)),
         tuple(sorted(picks, key=lambda j: -j.cost)),
@@ -275,4 +282,18 @@ def _check_text(study: Resetting, opened: Opened, budget: float) -> None:
         raise ValueError(
             f"{asked:,.0f} different tokens asked for: the {opened.origin} text of {opened.name}"
             f" has {len(stream):,}; give fewer with --unique or --budget, or a larger corpus"
+        )
+
+
+def _check_vocabulary(opened: Opened, outline: nn.Module) -> None:
+    """ValueError where the text has ids that the model has no embedding of."""
+    if isinstance(opened.data, PromptData):
+        return
+    table = outline.get_input_embeddings()  # pyright: ignore[reportCallIssue]
+    read = (leg.rows.stream.max(initial=0) for leg in opened.data.objective.order.legs)
+    largest = max(int(opened.data.objective.rows.max()), *map(int, read))
+    if largest >= len(table.weight):
+        raise ValueError(
+            f"{opened.name} has {len(table.weight):,} embeddings, and its tokenizer gives ids up to"
+            f" {largest:,}: give the tokenizer that it was trained with"
         )

@@ -78,7 +78,8 @@ class Resetting(RunOptions):
     rate_all: float = 5e-4
     """Of arms that train a trained model whole (A2, A3)."""
     seeds: int = 3
-    """Resets, each with its own order of the data, from --seed on."""
+    """Resets, each with its own order of the data, from --seed on; what is not about the reset (A1,
+    A2, A7) is trained with the first alone."""
     budget: float = 700_000
     """Tokens to train on; below 1, a share of T0."""
     step: int = 1024
@@ -141,6 +142,10 @@ class Resetting(RunOptions):
             values = getattr(self, name)
             if not values:
                 raise ValueError(f"--{name} without a value: give at least one")
+            if len(set(values)) < len(values):
+                raise ValueError(f"--{name} {' '.join(map(str, values))}: give each once")
+        for name in ("layers", "laws", "parts", "stacks", "also"):
+            values = getattr(self, name)
             if len(set(values)) < len(values):
                 raise ValueError(f"--{name} {' '.join(map(str, values))}: give each once")
         for name in ("rates", "rate_all"):

@@ -192,11 +192,13 @@ def session_of(study: Resetting, base: Opened, job: Job) -> Session:
         base.origin, seed=job.seed, unique=unique, other=study.other or None
     )
     T0 = base.base.tokens
+    autocast = precision_of(study, next(model.parameters()).device)
     keys: dict[str, Any] = {
         **base.keys,
         "origin": base.origin,
         "unique": float("nan") if unique is None else unique / T0 if T0 else float("nan"),
         "unique_asked": float("nan") if unique is None else float(unique),
+        "precision": str(autocast or next(model.parameters()).dtype).removeprefix("torch."),
         "budget": float(study.budget if study.budget >= 1 else study.budget * (T0 or 0)),
     }
     anneal = study.anneal if job.split == "report" else 0.0
@@ -214,7 +216,7 @@ def session_of(study: Resetting, base: Opened, job: Job) -> Session:
         anneal=anneal,
         enough=ENOUGH,
         initial=None if base.base.initial is None else initial_weights(str(base.base.initial)),
-        autocast=precision_of(study, next(model.parameters()).device),
+        autocast=autocast,
         save_every=study.save_every,
         share=joined(cpu=study.device_map is None),
         dropout=study.dropout,

@@ -57,6 +57,11 @@ class Examiner:
         self.room = KEPT
         self.base = self._all(None)[0][0]
         self.loss = float(self.base.sum() / self.counts.sum())
+        if not math.isfinite(self.loss):
+            raise ValueError(
+                f"the base's held-out loss is {self.loss}: no gap can be measured from it; give a"
+                " model whose weights are finite"
+            )
 
     @cached_property
     def strangers(self) -> Examiner | None:

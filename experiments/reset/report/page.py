@@ -80,6 +80,8 @@ CAPTIONS: Mapping[str, str] = {
     "speed": "How many times as fast as the plain way a training step is, by layer: measured "
     "(points) and by counting operations (dashed).",
 }
+NOT_ITS_TEXT = "the corpus given is not, token for token, the one its record names"
+"""Said of a corpus that only stands for the base's own."""
 
 
 def report(result: Result) -> Report:
@@ -161,17 +163,28 @@ def _question(result: Result) -> str:
     stacks = [name for name in STACKS if name and (own["stack"] == name).any()]
     of = f" ({listed(stacks)})" if stacks else ""
     bases = len(set(own["base"]))
+    products = sorted(set(own["precision"].dropna())) if "precision" in own else []
+    once = {"A1", "A2", "A7"} & set(result.ledger["arm"])
+    alone = f" ({listed(sorted(once))}: one seed)" if once and seeds > 1 else ""
     return (
         f"{asked}\n\nReset: {counted(where, 'layer')}{of}, whole blocks with the base's own "
-        f"initialiser, {counted(seeds, 'seed')} of reset and data, {counted(bases, 'base')}. "
-        f"Trained on {'; '.join(trained)}. Budget: {length}. Data: {_origin(own)}. Weights read: "
-        f"{WEIGHTS[str(own['weights'].iloc[0])]}."
+        f"initialiser, {counted(seeds, 'seed')} of reset and data{alone}, "
+        f"{counted(bases, 'base')}. Trained on {'; '.join(trained)}. Budget: {length}. Data: "
+        f"{_origin(own)}. Weights read: {WEIGHTS[str(own['weights'].iloc[0])]}."
+        + (f" Matrix products in {listed(products)}." if products else "")
     )
 
 
 def _origin(own: pd.DataFrame) -> str:
     found = [words for name, words in ORIGINS.items() if (own["origin"] == name).any()]
-    return listed(found) or listed(sorted(set(map(str, own["origin"]))))
+    words = listed(found) or listed(sorted(set(map(str, own["origin"]))))
+    return words if _is_own_text(own) else f"{words} ({NOT_ITS_TEXT})"
+
+
+def _is_own_text(own: pd.DataFrame) -> bool:
+    """Whether text that is called the base's own is so, token for token."""
+    claimed = own.loc[own["origin"].isin(["same", "reshuffled"])]
+    return "exact_text" not in claimed or bool(claimed["exact_text"].astype(bool).all())
 
 
 def _caveats(result: Result) -> Sequence[str]:
@@ -249,6 +262,9 @@ def _training_caveats(own: pd.DataFrame, result: Result) -> list[str]:
     if first in ("same", "reshuffled"):
         said.append(
             f"The data is {ORIGINS[first]}: unseen text may teach a layer more slowly or faster."
+            if _is_own_text(own)
+            else f"The data is not the base's own training text ({NOT_ITS_TEXT}), whatever its "
+            "origin is called: amounts are still shares of what the base was trained on."
         )
     elif first in ORIGINS:
         said.append(f"The data is {ORIGINS[first]}: text the base has seen may do otherwise.")

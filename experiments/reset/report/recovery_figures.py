@@ -177,7 +177,13 @@ def _recovery_panel(ax: Axes, own: pd.DataFrame, rows: pd.DataFrame, *, title: s
                 linestyle=(0, (5, 2)),
                 label="from scratch",
             )
-        ax.set(xscale="log", yscale="log", title=title, xlabel=_xlabel(rows))
+        ax.set(xscale="log", yscale=_gap_scale(ax), title=title, xlabel=_xlabel(rows))
+
+
+def _gap_scale(ax: Axes) -> str:
+    """log, if any line is above 0: a layer that was not missed has no gap to show."""
+    heights = [np.asarray(line.get_ydata(), dtype=float) for line in ax.lines]
+    return "log" if any((y > 0).any() for y in heights) else "linear"
 
 
 def _target_panel(ax: Axes, rows: pd.DataFrame, scale: float, title: str) -> None:
@@ -187,7 +193,7 @@ def _target_panel(ax: Axes, rows: pd.DataFrame, scale: float, title: str) -> Non
             here = rows.loc[rows["target"] == target]
             lines[target] = mean_curves(here, ["target"])
             _band(ax, here, scale, TARGET_COLOURS[target], TARGETS[target])
-        ax.set(xscale="log", yscale="log", title=title)
+        ax.set(xscale="log", yscale=_gap_scale(ax), title=title)
         threshold_lines(ax, [THRESHOLD], "{:g}".format)
         if {"lm", "hidden"} <= lines.keys():
             met = crossover(lines["lm"], lines["hidden"])

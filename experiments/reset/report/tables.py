@@ -13,20 +13,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from experiments.report import numbers
+from experiments.report import minus, numbers
 from experiments.reset.result import (
     TARGETS,
     base_names,
     families,
     finished,
     main,
+    one_weights,
     percent,
     place_name,
     targets,
     unit_of,
 )
 from experiments.reset.statistics.summaries import ends, medians, numbered
-from experiments.reset.statistics.survival import Headline, Unit, amount_text, headline
+from experiments.reset.statistics.survival import Headline, Unit, amount_text, headline, with_ends
 
 if TYPE_CHECKING:
     from experiments.reset.result import Result
@@ -54,7 +55,7 @@ def answer_line(result: Result) -> str:
     """All answers in one line, for the terminal and the top of the page."""
     found = list(answers(result))
     if not found:
-        return "no layer was reset and retrained: nothing to answer"
+        return _without_an_answer(result.ledger)
     several = len({family for family, _ in found}) > 1
     parts = [
         (f"{family}, " if several else "")
@@ -62,6 +63,24 @@ def answer_line(result: Result) -> str:
         for family, each in found
     ]
     return "; ".join(parts)
+
+
+def _without_an_answer(ledger: pd.DataFrame) -> str:
+    """Where whole blocks were not retrained on fresh data (A0): where the other students ended."""
+    rows = numbered(ledger)
+    trained = rows.loc[rows["tokens"] > 0] if len(rows) else rows
+    if trained.empty:
+        return "no layer was reset and retrained: nothing to answer"
+    last = ends(one_weights(trained))
+    cycled = np.where(last["unique"].notna(), " on repeated data", "")
+    found = [
+        f"{arm} {gap.median():.3f} (students: {len(gap)})"
+        for arm, gap in last["gap"].groupby(last["arm"] + cycled, sort=False)
+    ]
+    return (
+        "no student of A0 on fresh data, whose tokens are the answer; median gap at the end of the "
+        f"budget, nat: {minus(', '.join(found))}"
+    )
 
 
 def _coarser(result: Result, family: str, asked: Headline) -> str:
@@ -74,10 +93,7 @@ def _coarser(result: Result, family: str, asked: Headline) -> str:
     amounts = [
         amount_text(value, found.bound, unit) for value in (found.median, found.low, found.high)
     ]
-    return (
-        f" (within {COARSER:g} nat: {amounts[0]} [{amounts[1]}, {amounts[2]}], "
-        f"{percent(found.censored)} censored)"
-    )
+    return f" (within {COARSER:g} nat: {with_ends(amounts)}, {percent(found.censored)} censored)"
 
 
 def bases(ledger: pd.DataFrame) -> pd.DataFrame:

@@ -59,12 +59,15 @@ def shares(crossings: pd.DataFrame) -> Figure:
     """F2: median share of T0 by layer and threshold; a row of panels a target."""
     own = main(lead(crossings))
     unit, text = unit_of(own)
-    rows = []
-    for kind in KINDS:
-        of_kind = own.loc[own["kind"] == kind]
-        table = medians(of_kind, ["target", "stack", "layer", "threshold"], unit)
-        rows.append(table.assign(kind=kind))
-    table = pd.concat(rows, ignore_index=True)
+    by = ["target", "stack", "layer", "threshold"]
+    table = pd.concat(  # a layer that was not missed has no relative thresholds
+        [
+            medians(of_kind, by, unit).assign(kind=kind)
+            for kind in KINDS
+            if len(of_kind := own.loc[own["kind"] == kind])
+        ],
+        ignore_index=True,
+    )
     names = targets(own)
     found, kinds = places(own), [k for k in KINDS if (table["kind"] == k).any()]
     figure, axes = panels(

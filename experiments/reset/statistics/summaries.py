@@ -161,14 +161,15 @@ def numbered(ledger: pd.DataFrame) -> pd.DataFrame:
 
 
 def crossover(first: pd.DataFrame, second: pd.DataFrame) -> Crossover | None:
-    """Where the second mean curve goes below the first for good; None without common points."""
+    """Where the second mean curve goes below the first and stays there, for the last two common
+    evaluations at least; None without common points."""
     both = first.merge(second, on="tokens", suffixes=("_first", "_second")).sort_values("tokens")
     both = both.loc[both["tokens"] > 0]
     if both.empty:
         return None
     lead = (both["value_second"] - both["value_first"]).to_numpy(float)
     log = np.log(both["tokens"].to_numpy(float))
-    if lead[-1] >= 0:
+    if (lead[-2:] >= 0).any():  # as a threshold, it has to hold for two evaluations
         return Crossover(np.nan, "behind")
     above = np.flatnonzero(lead >= 0)
     if above.size == 0:

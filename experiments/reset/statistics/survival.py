@@ -33,6 +33,8 @@ from experiments.reset.result import THRESHOLD, finished, knows_length, main, pe
 from experiments.reset.statistics.accelerated import runs
 
 Unit = Literal["tokens", "share"]
+UNKNOWN = "?"
+"""What `amount_text` says of nan."""
 
 
 @dataclass(frozen=True)
@@ -195,7 +197,7 @@ def headline(
     bound = float(times.max())
     censored, diverged = (float((part["status"] == name).mean()) for name in _STATUS[1:])
     shown = [amount_text(float(value), bound, unit) for value in (median, low, high)]
-    text = f"{asked}: {shown[0]} [{shown[1]}, {shown[2]}], {percent(censored)} censored"
+    text = f"{asked}: {with_ends(shown)}, {percent(censored)} censored"
     text += f", {percent(diverged)} diverged" if diverged else ""
     text += "" if over else " (one student: no interval)"
     return Headline(
@@ -214,10 +216,17 @@ def headline(
     )
 
 
+def with_ends(shown: Sequence[str]) -> str:
+    """`3 % [1 %, > 6 %]` of a value and its ends as `amount_text` says them; one that is not known
+    ends nothing."""
+    value, low, high = shown
+    return f"{value} [{low}, {high}]" if UNKNOWN not in (low, high) else value
+
+
 def amount_text(value: float, bound: float, unit: Unit) -> str:
     """`3.1 %` or `340 k`; `> bound` for what was not reached, `?` for what is not known."""
     if math.isnan(value):
-        return "?"
+        return UNKNOWN
     shown = value if math.isfinite(value) else bound
     text = percent(shown) if unit == "share" else tokens_text(shown)
     return text if math.isfinite(value) else f"> {text}"

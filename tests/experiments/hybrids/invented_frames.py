@@ -126,6 +126,8 @@ def findings(made: dict[str, pd.DataFrame]) -> SimpleNamespace:
         table=table,
         beside=beside_published(table),
         failures=failure_rows(scores, named),
+        score_effects=pd.DataFrame(),
+        step_effects=pd.DataFrame(),
     )
 
 

@@ -319,7 +319,10 @@ def test_a_lender_that_is_not_there_is_named(text: Path, tmp_path: Path) -> None
     base = Pretraining(**usual, d_model=32, heads=2, corpus=str(text), runs=tmp_path)
     made, _ = run_study("pretrain", base)
     decoder = dataclasses.replace(study, model=str(made.path / "model"))
-    left_out = planned(decoder, opened(decoder)).left_out
+    with pytest.raises(ValueError, match="A13 of .*: it has no cross-attention"):
+        planned(decoder, opened(decoder))
+    beside = dataclasses.replace(decoder, arms=("A0", "A13"))
+    left_out = planned(beside, opened(beside)).left_out
     assert left_out == (f"A13 of {decoder.model}: it has no cross-attention",)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -183,6 +184,7 @@ def test_cycled_data_is_a_share_of_t0(base: Path, tmp_path: Path):
         (["--budget", "10"], "a step of"),
         (["--rates", "0"], "learning rates above 0"),
         (["--seeds", "0"], "--seeds 0"),
+        (["--layers", "1", "1"], "--layers 1 1: give each once"),
         (["--layers", "-1"], "layers count from 0"),
         (["--evaluate", "1"], "held-out row"),
         (["--row", "7"], "read rows of 32 tokens"),
@@ -225,3 +227,81 @@ def test_the_base_is_left_as_it_was(base: Path, tmp_path: Path):
     run_study("reset", study(base, tmp_path, layers=(0,), seeds=1))
     after = load_file(base / "model.safetensors")
     assert all(torch.equal(tensor, before[name]) for name, tensor in after.items())
+
+
+FEW = {"layers": (1,), "seeds": 1, "targets": ("lm",)}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"arms": ("A2",)},
+        {"arms": ("A7",)},
+        {"arms": ("A12",)},
+        {"arms": ("A9",), "parts": ("ffn",)},
+        {"arms": ("A0",), "unique": (1024.0,)},
+    ],
+)
+def test_arms_without_the_question_say_where_they_ended(base: Path, tmp_path: Path, options):
+    folder, outcome = run_study("reset", study(base, tmp_path, **(FEW | options)))
+    assert outcome.headline.startswith("no student of A0 on fresh data")
+    assert (options["arms"][0] + " ") in outcome.headline
+    assert (folder.path / "report.html").exists()
+
+
+def bare_model(folder: Path, base: Path, **change) -> Path:
+    """A model without a record, of random weights; no reset of it does any harm."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    config = AutoConfig.from_pretrained(base)
+    for name, value in change.items():
+        setattr(config, name, value)
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(base).save_pretrained(folder)
+    return folder
+
+
+def test_a_layer_that_was_not_missed_has_a_page(base: Path, text: Path, tmp_path: Path):
+    model = bare_model(tmp_path / "random", base)
+    options = FEW | {"arms": ("A0",), "corpus": str(text), "context": 32}
+    folder, outcome = run_study("reset", study(model, tmp_path, **options))
+    assert "to come within 0.05 nat: 0, 0 % censored" in outcome.headline
+    assert (folder.path / "report.html").exists()
+
+
+def test_models_that_cannot_be_measured_are_refused(base: Path, text: Path, tmp_path: Path):
+    from safetensors.torch import load_file, save_file
+
+    options = FEW | {"arms": ("A0",), "corpus": str(text), "context": 32}
+    small = bare_model(tmp_path / "small", base, vocab_size=64)
+    with pytest.raises(ValueError, match="has 64 embeddings, and its tokenizer gives ids up to"):
+        run_study("reset", study(small, tmp_path / "a", **options))
+    broken = bare_model(tmp_path / "broken", base)
+    weights = load_file(broken / "model.safetensors")
+    for weight in weights.values():
+        weight.fill_(torch.nan)
+    save_file(weights, broken / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match="held-out loss is nan"):
+        run_study("reset", study(broken, tmp_path / "b", **options))
+    mute = bare_model(tmp_path / "mute", base)
+    for path in mute.glob("tokenizer*"):
+        path.unlink()
+    with pytest.raises(ValueError, match="has no tokenizer"):
+        run_study("reset", study(mute, tmp_path / "c", **options))
+    with pytest.raises(ValueError, match="nothing is left to do: A13 of .* has no cross-attention"):
+        run_study("reset", study(base, tmp_path / "d", **(FEW | {"arms": ("A13",)})))
+    for name in "abcd":
+        assert not any((tmp_path / name).glob("reset/*/metrics.parquet"))
+
+
+def test_another_corpus_is_not_called_the_bases_own(base: Path, text: Path, tmp_path: Path):
+    ours = run_study("reset", study(base, tmp_path, **(FEW | {"arms": ("A0",)})))[0]
+    assert "token for token" not in (ours.path / "report.html").read_text()
+    changed = tmp_path / "changed"
+    shutil.copytree(text, changed)
+    (changed / "0.txt").write_text("other words altogether " * 400)
+    asked = study(base, tmp_path, **(FEW | {"arms": ("A0",), "corpus": str(changed)}))
+    page = (run_study("reset", asked)[0].path / "report.html").read_text()
+    assert "the corpus given is not, token for token, the one its record names" in page
+    assert "not the base&#x27;s own training text" in page or "not the base's own training" in page

@@ -145,3 +145,12 @@ def test_nothing_makes_empty_tables():
     assert over_places(crossings(nothing), ["layer"], "share").empty
     assert mean_curves(numbered(nothing), ["layer"]).empty
     assert planted.result(nothing).crossings.empty
+
+
+def test_being_ahead_at_the_last_evaluation_alone_is_no_crossover():
+    tokens = [100.0, 200.0, 400.0, 800.0]
+    lm = pd.DataFrame({"tokens": tokens, "value": [1.0, 0.8, 0.6, 0.5]})
+    late = pd.DataFrame({"tokens": tokens, "value": [2.0, 1.5, 0.7, 0.4]})
+    sooner = pd.DataFrame({"tokens": tokens, "value": [2.0, 1.5, 0.5, 0.4]})
+    assert crossover(lm, late).kind == "behind"
+    assert crossover(lm, sooner).kind == "crosses"
