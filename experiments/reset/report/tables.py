@@ -132,7 +132,7 @@ def shares_table(crossings: pd.DataFrame) -> pd.DataFrame:
     )
     rows = table.to_dict("records")
     ends_ = [
-        [text(row[name]) if np.isfinite(row[name]) else "never" for row in rows]
+        [text(row[name]) if np.isfinite(row[name]) else "not reached" for row in rows]
         for name in ("smallest", "largest")
     ]
     return pd.DataFrame(

@@ -203,7 +203,11 @@ def test_shares_table_says_what_never_came(study: Result):
         (table["target"] == "LM loss") & (table["place"] == "L0") & (table["within, nat"] == "0.05")
     ].iloc[0]
     assert row["share of T0"] == ">8 %"
-    assert (row["smallest"], row["largest"], row["censored, %"]) == ("never", "never", 100)
+    assert (row["smallest"], row["largest"], row["censored, %"]) == (
+        "not reached",
+        "not reached",
+        100,
+    )
     lost = table.loc[(table["place"] == "L2") & (table["target"] == "LM loss")].iloc[0]
     assert (lost["seeds"], lost["diverged"]) == (4, 1)
 
