@@ -182,7 +182,7 @@ def _of_parts(findings: Findings) -> list[str]:
 def _tables(findings: Findings) -> dict[str, pd.DataFrame]:
     tables = {"Scores over seeds": chosen(findings.table, SHOWN)}
     beside = findings.beside
-    if beside["published"].notna().any():
+    if bool(beside["published"].notna().to_numpy().any()):
         columns = SHOWN | {
             "published": "published",
             "published_denominator": "published against",
