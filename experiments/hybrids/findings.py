@@ -14,7 +14,6 @@ from experiments.hybrids.measured import FRAMES
 from experiments.hybrids.measuring.comparisons import compared, failures_compared
 from experiments.hybrids.measuring.denominators import DENOMINATORS
 from experiments.hybrids.measuring.factors import (
-    Crossed,
     crossed,
     score_effects,
     step_effects,
@@ -51,8 +50,8 @@ class Findings:
         differences: from the first architecture, with Holm over all (`comparisons.compared`).
         failures: share of seeds that failed, and their comparison.
         waiting: median steps to each threshold, censored ones kept.
-        crossing: the factors of these architectures, if they are crossed (`factors.crossed`).
-        score_effects, step_effects: of each factor on the score, and on the steps to a threshold.
+        score_effects, step_effects: of each factor on the score, and on the steps to a threshold;
+            empty where nothing is crossed (`factors.crossed`).
         switches, adopted: changes of scheme, and when each scheme was first followed.
     """
 
@@ -64,7 +63,6 @@ class Findings:
     failures: pd.DataFrame
     failure_differences: pd.DataFrame
     waiting: pd.DataFrame
-    crossing: Crossed | None
     score_effects: pd.DataFrame
     step_effects: pd.DataFrame
     switches: pd.DataFrame
@@ -171,7 +169,6 @@ def findings_of(study: Hybrids, measured: Measured) -> Findings:
         failures,
         failures_compared(failures, reference=reference),
         medians(arrivals, ("architecture", "task", "threshold")),
-        crossing,
         with_holm(pd.concat(effects, ignore_index=True) if effects else pd.DataFrame()),
         with_holm(step_effects(arrivals, crossing) if crossing else pd.DataFrame()),
         switches(labels, BY) if len(labels) else pd.DataFrame(),

@@ -25,7 +25,14 @@ from experiments.plots import (
     panels,
     style,
 )
-from experiments.reset.learning.aside import BRIDGE, NO_OP, SILENT, WIPED, WIPED_OTHER
+from experiments.reset.learning.aside import (
+    BRIDGE,
+    DECODER_TOO,
+    NO_OP,
+    SILENT,
+    WIPED,
+    WIPED_OTHER,
+)
 from experiments.reset.report.aside_sentences import SCRATCH, aside_rows
 from experiments.reset.result import (
     STACKS,
@@ -60,7 +67,7 @@ VARIANTS: Mapping[str, tuple[str, tuple[int, tuple[float, ...]]]] = {
     WIPED: (BLUE, SOLID),
     SILENT: (BLUE, DASHED),
     WIPED_OTHER: (RED, SOLID),
-    f"{WIPED_OTHER}, decoder trained": (RED, DOTTED),
+    DECODER_TOO: (RED, DOTTED),
     BRIDGE: (RED, DASHED),
     f"{WIPED}, other width": (GREEN, SOLID),
     f"{BRIDGE}, other width": (GREEN, DASHED),
