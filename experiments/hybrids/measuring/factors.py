@@ -13,8 +13,9 @@ V = V_p + Σ_c s_c² / (K_c · 4^(k−1)), V_p from prompts that are drawn again
 t with Welch's and Satterthwaite's degrees of freedom, Holm over all effects and function classes.
 
 Of the steps to a threshold, log T = b + Σ_f β_f x_f / 2 + σe by maximum likelihood, where a seed
-that never got there counts with T beyond its last step: exp β_f is how many times as many steps the
-second level takes. Student's t with rows − terms degrees of freedom.
+that never got there counts with T beyond its last step (one that diverged, beyond the group's
+end): exp β_f is how many times as many steps the second level takes. Student's t with rows − terms
+degrees of freedom.
 
 Where it misleads. A factor's effect is a mean over the others' levels: read it beside its
 interactions, where one of them is as large, it has no meaning of its own. Seeds of unequal spread
@@ -36,6 +37,7 @@ from scipy import stats
 
 from experiments.hybrids.measuring.comparisons import corrected
 from experiments.hybrids.measuring.scores import Drawn, chance, finite, spread, usable
+from experiments.hybrids.measuring.waiting import times_on_the_way
 from experiments.lognormal import fit_log_normal
 
 if TYPE_CHECKING:
@@ -144,13 +146,13 @@ def step_effects(arrivals: pd.DataFrame, crossing: Crossed, *, level: float = 0.
     own = arrivals.loc[arrivals["architecture"].isin(list(crossing.signs))]
     key: Any
     for key, part in own.groupby(["task", "threshold"], sort=False):
-        arrived = part["arrived"].to_numpy(bool)
+        last, arrived = times_on_the_way(part)
         signs = np.array([crossing.signs[name] for name in part["architecture"]], dtype=float)
         design = np.c_[np.ones(len(part)), signs / 2]
         freedom = len(part) - design.shape[1]
         if 2 * arrived.sum() < len(part) or freedom < 1:
             continue
-        steps = part["step"].to_numpy(float) + 1
+        steps = last + 1
         upper = np.where(arrived, steps * (1 + _EXACT), np.inf)
         fit = fit_log_normal(design, np.where(arrived, steps * (1 - _EXACT), steps), upper)
         if fit is None:

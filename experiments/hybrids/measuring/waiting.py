@@ -62,6 +62,20 @@ def survival(arrivals: pd.DataFrame, by: Sequence[str], *, level: float = 0.95) 
     return pd.concat(tables, ignore_index=True).loc[:, names]
 
 
+def times_on_the_way(
+    group: pd.DataFrame,
+) -> tuple[Float[np.ndarray, "row"], Bool[np.ndarray, "row"]]:
+    """When each seed of a group arrived, or was last on its way; and whether it arrived.
+
+    A seed that `diverged` without arriving is on its way to the end of the group's time.
+    """
+    times, arrived = group["step"].to_numpy(float), group["arrived"].to_numpy(bool)
+    if "diverged" in group:
+        lost = group["diverged"].to_numpy(bool) & ~arrived
+        times = np.where(lost, times.max(), times)
+    return times, arrived
+
+
 def steps_text(value: float, bound: float) -> str:
     """`1 250`; `> 5 000` for what was not reached in 5 000 steps."""
     if math.isnan(value):
@@ -75,8 +89,4 @@ def _groups(
 ) -> Iterator[tuple[dict[str, Any], Float[np.ndarray, "row"], Bool[np.ndarray, "row"]]]:
     key: Any
     for key, part in arrivals.groupby(list(by), sort=False, dropna=False, observed=True):
-        times, arrived = part["step"].to_numpy(float), part["arrived"].to_numpy(bool)
-        if "diverged" in part:
-            lost = part["diverged"].to_numpy(bool) & ~arrived
-            times = np.where(lost, times.max(), times)
-        yield dict(zip(by, key, strict=True)), times, arrived
+        yield dict(zip(by, key, strict=True)), *times_on_the_way(part)

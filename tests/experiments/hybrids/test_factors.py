@@ -164,6 +164,17 @@ def test_a_threshold_that_few_reach_has_no_ratio() -> None:
     assert step_effects(arrived(500.0), CROSSING).empty
 
 
+def test_a_diverged_seed_counts_as_on_its_way_to_the_end() -> None:
+    table = arrived(1400.0)
+    lost = table.index[~table["arrived"]][0]
+    early = table.assign(step=table["step"].where(table.index != lost, 20.0))
+    diverged = early.assign(diverged=early.index == lost)
+    columns = ["value", "low", "high"]
+    expected = step_effects(table, CROSSING)[columns]
+    pd.testing.assert_frame_equal(step_effects(diverged, CROSSING)[columns], expected)
+    assert not np.allclose(step_effects(early, CROSSING)[columns], expected)
+
+
 def test_the_picture() -> None:
     scores = score_effects(drawn(planted(noise=0.05), np.random.default_rng(0)), "best", CROSSING)
     steps = step_effects(arrived(1400.0), CROSSING)
