@@ -174,7 +174,8 @@ class RunFolder:
         """Make the folder, take its lock, write config.json first; call it once inputs are checked.
 
         Takes up an unfinished folder of the same config: its shards stay, half-written files go.
-        ValueError if another process is writing it. Calling it twice does nothing more.
+        ValueError if another process is writing it, or has finished it since. Calling it
+        twice does nothing more.
         """
         if self._created:
             return self
@@ -190,6 +191,11 @@ class RunFolder:
         self._fresh = not self.path.exists()
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = _locked(self.path / ".lock")
+        if self.finished:
+            raise ValueError(
+                f"{self.path} was finished by another process meanwhile: the same command again"
+                " reads it"
+            )
         for leftover in self.path.rglob("*.tmp"):
             leftover.unlink()
         _write_json(self.path / "config.json", self.config)

@@ -17,16 +17,14 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-import torch
 
 from experiments.hybrids.cells import Cell
 from experiments.hybrids.inside.inspection import inside
@@ -47,6 +45,7 @@ from experiments.hybrids.measuring.evaluation import (
 from experiments.hybrids.regression.shift_table import parse_shift, shifts_for
 from experiments.hybrids.regression.task_table import Task
 from experiments.pretrain_setup import device_of
+from experiments.processes import processes
 
 if TYPE_CHECKING:
     from experiments.hybrids.study import Hybrids
@@ -95,6 +94,9 @@ def measured(study: Hybrids, cells: Sequence[Cell], folder: RunFolder) -> Measur
         for cell, frames in _each(study, left, folder.path / "models", bar.update):
             for name in FRAMES:
                 folder.keep(f"{cell.key}-{name}", frames[name])
+            # Not before: frames that were not kept are made again from what training left.
+            for left_over in ("checkpoints", "rates"):
+                shutil.rmtree(folder.path / "models" / cell.key / left_over, ignore_errors=True)
             found[cell.key] = frames
             bar.set_postfix_str(f"{len(found)} of {len(cells)} cells")
     joined = {
@@ -148,8 +150,6 @@ def measured_cell(
         for seed in map(int, whole):
             for name, rows in inside(trained.model(seed), cell.task, seed, study.prompts).items():
                 frames[name] = pd.concat([frames[name], rows], ignore_index=True)
-    for kept in ("checkpoints", "rates"):
-        shutil.rmtree(place / kept, ignore_errors=True)
     keys = {"architecture": cell.architecture, "task": cell.task.name}
     return {name: frame.assign(**keys) if len(frame) else frame for name, frame in frames.items()}
 
@@ -175,9 +175,9 @@ def _judged(study: Hybrids, cell: Cell, trained: Trained) -> Frames:
         rows = evaluated(cell.architecture, models, measure)
         errors.append(rows.errors)
         sums.append(rows.sums)
-        if shift in _telling(study, cell.task):
+        kept = dict(checkpoints_of(trained.folder)) if study.keep else {}
+        if kept and shift in _telling(study, cell.task):
             generator = np.random.default_rng(SEED_OF_LABELS)
-            kept = dict(checkpoints_of(trained.folder))
             far, said = followed(cell.architecture, kept, _some(measure), generator)
             distances.append(far)
             labels.append(said)
@@ -245,8 +245,7 @@ def _each(
         for cell in cells:
             yield cell, measured_cell(study, cell, models, advance)
         return
-    threads = max(1, (os.cpu_count() or 1) // jobs)
-    with ProcessPoolExecutor(jobs, get_context("spawn"), torch.set_num_threads, (threads,)) as pool:
+    with processes(jobs) as pool:
         waiting = {pool.submit(measured_cell, study, c, models, _nothing): c for c in cells}
         for future in as_completed(waiting):
             advance(study.steps)

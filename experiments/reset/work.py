@@ -9,18 +9,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
+from concurrent.futures import as_completed
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import torch
 
+from experiments.processes import processes
 from experiments.reset.learning.foreign import retrain_foreign
 from experiments.reset.learning.parallel import joined
 from experiments.reset.learning.prefix_cache import PrefixCache
@@ -147,10 +145,7 @@ def _each(
 
             yield key, do(study, job, place / f"{key}.safetensors", progress)
         return
-    threads = max(1, (os.cpu_count() or 1) // study.jobs)
-    with ProcessPoolExecutor(
-        study.jobs, get_context("spawn"), torch.set_num_threads, (threads,)
-    ) as pool:
+    with processes(study.jobs) as pool:
         waiting = {
             pool.submit(do, study, job, place / f"{key}.safetensors"): (job, key)
             for job, key in jobs

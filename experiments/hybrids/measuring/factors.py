@@ -8,19 +8,23 @@ the other. With m_c the mean over seeds of cell c's score, the effect of a set s
 
 of one factor: by how much its second level is better than its first, averaged over all levels of
 the others; of two: half of what the second level of one adds to the effect of the other; and so on
-(Box, Hunter & Hunter 2005, ch. 5). Seeds are the replicates and every cell is part of every effect:
-V = V_p + Σ_c s_c² / (K_c · 4^(k−1)), V_p from prompts that are drawn again for all cells at once,
-t with Welch's and Satterthwaite's degrees of freedom, Holm over all effects and function classes.
+(Box, Hunter & Hunter 2005, ch. 5). Seeds are blocks, not replicates of each cell: seed k has the
+same prompts in all cells, and the same initial weights wherever shapes agree, so cells of one seed
+go up and down together. So E_s is taken of every seed alone, and V = V_p + s²/K with s the spread
+of these K numbers and V_p from prompts that are drawn again for all cells at once; t with Welch's
+and Satterthwaite's degrees of freedom, Holm over all effects and function classes. A seed that
+diverged in one cell is left out of all.
 
 Of the steps to a threshold, log T = b + Σ_f β_f x_f / 2 + σe by maximum likelihood, where a seed
 that never got there counts with T beyond its last step (one that diverged, beyond the group's
-end): exp β_f is how many times as many steps the second level takes. Student's t with rows − terms
-degrees of freedom.
+end): exp β_f is how many times as many steps the second level takes. Its interval leaves out one
+seed, of all cells, at a time (jackknife, t of K − 1).
 
 Where it misleads. A factor's effect is a mean over the others' levels: read it beside its
-interactions, where one of them is as large, it has no meaning of its own. Seeds of unequal spread
-(some stuck, some not) make t rough. Factors that were not crossed, the learning rate first of all,
-may turn any of it around.
+interactions, where one of them is as large, it has no meaning of its own. An effect holds for the
+sizes it was measured at: SwiGLU of the same width has half as many weights again as a GELU MLP.
+With few seeds t is wide, and rough where some are stuck and others not. Factors that were not
+crossed, the learning rate first of all, may turn any of it around.
 """
 
 from __future__ import annotations
@@ -36,8 +40,9 @@ import pandas as pd
 from scipy import stats
 
 from experiments.hybrids.measuring.comparisons import corrected
-from experiments.hybrids.measuring.scores import Drawn, chance, finite, spread, usable
+from experiments.hybrids.measuring.scores import Drawn, chance, spread, usable
 from experiments.hybrids.measuring.waiting import times_on_the_way
+from experiments.jackknife import jackknife_interval
 from experiments.lognormal import fit_log_normal
 
 if TYPE_CHECKING:
@@ -62,10 +67,12 @@ class Crossed:
     Attributes:
         levels: factor -> (the first architecture's level, the other one).
         signs: architecture -> −1 or +1 for each factor, in the order of `levels`.
+        parameters: architecture -> how many its model has.
     """
 
     levels: Mapping[str, tuple[str, str]]
     signs: Mapping[str, tuple[int, ...]]
+    parameters: Mapping[str, int]
 
     def name(self, of: Sequence[str]) -> str:
         """What an effect is called: `RMSNorm, not LayerNorm`; `norm × FFN`."""
@@ -73,6 +80,12 @@ class Crossed:
             return " × ".join(of)
         first, second = self.levels[of[0]]
         return f"{of[0]} {second}, not {first}"
+
+    def growth(self, factor: str) -> float:
+        """How many times as many parameters models have at its second level, geometric mean."""
+        at = list(self.levels).index(factor)
+        logs = [signs[at] * math.log(self.parameters[n]) for n, signs in self.signs.items()]
+        return math.exp(2 * math.fsum(logs) / len(logs))
 
     def effects(self) -> list[tuple[str, ...]]:
         """All sets of factors, small ones first."""
@@ -101,28 +114,35 @@ def crossed(cells: Sequence[Cell]) -> Crossed | None:
         for name, each in described.items()
     }
     whole = len(set(signs.values())) == len(signs) == 2 ** len(varied)
-    return Crossed(varied, signs) if whole and len(varied) > 1 else None
+    parameters = {cell.architecture: cell.parameters for cell in cells}
+    return Crossed(varied, signs, parameters) if whole and len(varied) > 1 else None
 
 
 def score_effects(
     found: Drawn, baseline: str, crossing: Crossed, *, level: float = 0.95
 ) -> pd.DataFrame:
     """E_s of the scores against a baseline: task, shift, baseline, effect, order, metric
-    (score_effect), value, stderr, low, high, p, seeds. None where a cell has fewer than two seeds
-    with finite predictions."""
+    (score_effect), value, stderr, low, high, p, seeds, prompts, parameters (`growth` of a factor
+    alone). None where fewer than two seeds have finite
+    predictions in all cells."""
     if baseline not in found.denominators or not usable(found, baseline):
         return pd.DataFrame()
     below = found.denominators[baseline].mean(axis=1)
-    cells = {n: finite(found.models[n]) / below[:, None] for n in crossing.signs}
-    if min(gains.shape[1] for gains in cells.values()) < 2:
+    seeds = _everywhere(found, crossing)
+    if len(seeds) < 2:
         return pd.DataFrame()
+    cells = {
+        name: found.models[name][:, [found.sums.seeds[name].index(seed) for seed in seeds]]
+        / below[:, None]
+        for name in crossing.signs
+    }
     scale = 2 ** (len(crossing.levels) - 1)
     rows = []
     for chosen in crossing.effects():
         at = [list(crossing.levels).index(factor) for factor in chosen]
         weights = {n: math.prod(signs[i] for i in at) for n, signs in crossing.signs.items()}
-        draws = np.sum([w * cells[n].mean(axis=1) for n, w in weights.items()], axis=0) / scale
-        trained = [spread(gains[0] / scale) for gains in cells.values()]
+        contrasts = np.sum([w * cells[n] for n, w in weights.items()], axis=0) / scale
+        draws, trained = contrasts.mean(axis=1), [spread(contrasts[0])]
         stderr, half, freedom = chance(draws, len(found.sums.zero), trained, level)
         value = float(draws[0])
         p = float(2 * stats.t.sf(abs(value) / stderr, freedom)) if stderr > 0 else math.nan
@@ -130,7 +150,8 @@ def score_effects(
             {"task": found.sums.task, "shift": found.sums.shift, "baseline": baseline}
             | {"effect": crossing.name(chosen), "order": len(chosen), "metric": "score_effect"}
             | {"value": value, "stderr": stderr, "low": value - half, "high": value + half}
-            | {"p": p, "seeds": sum(gains.shape[1] for gains in cells.values())}
+            | {"p": p, "seeds": len(seeds), "prompts": len(found.sums.zero)}
+            | {"parameters": crossing.growth(chosen[0]) if len(chosen) == 1 else math.nan}
         )
     return pd.DataFrame(rows)
 
@@ -149,24 +170,28 @@ def step_effects(arrivals: pd.DataFrame, crossing: Crossed, *, level: float = 0.
         last, arrived = times_on_the_way(part)
         signs = np.array([crossing.signs[name] for name in part["architecture"]], dtype=float)
         design = np.c_[np.ones(len(part)), signs / 2]
-        freedom = len(part) - design.shape[1]
-        if 2 * arrived.sum() < len(part) or freedom < 1:
+        steps, of_seed = last + 1, part["seed"].to_numpy()
+        seeds = np.unique(of_seed)
+        if 2 * arrived.sum() < len(part) or len(seeds) < 2:
             continue
-        steps = last + 1
+        lower = np.where(arrived, steps * (1 - _EXACT), steps)
         upper = np.where(arrived, steps * (1 + _EXACT), np.inf)
-        fit = fit_log_normal(design, np.where(arrived, steps * (1 - _EXACT), steps), upper)
-        if fit is None:
+        some = [np.ones(len(part), bool), *(of_seed != seed for seed in seeds)]
+        fits = [fit_log_normal(design[rows], lower[rows], upper[rows]) for rows in some]
+        betas = [fit.coefficients for fit in fits if fit is not None]
+        if len(betas) < len(fits):
             continue
-        wide = float(stats.t.ppf(0.5 + level / 2, freedom))
+        beta, without = betas[0], np.array(betas[1:])
+        low, high = jackknife_interval(beta, without, np.zeros(len(seeds), int), level=level)
+        wide = float(stats.t.ppf(0.5 + level / 2, len(seeds) - 1))
         for at, factor in enumerate(crossing.levels, start=1):
-            beta, stderr = float(fit.coefficients[at]), float(fit.covariance[at, at] ** 0.5)
-            ends = {"low": math.exp(beta - wide * stderr), "high": math.exp(beta + wide * stderr)}
+            stderr = float(high[at] - low[at]) / 2 / wide
             rows.append(
                 {"task": key[0], "threshold": key[1], "effect": crossing.name((factor,))}
-                | {"metric": "step_ratio", "value": math.exp(beta)}
-                | ends
-                | {"p": float(2 * stats.t.sf(abs(beta) / stderr, freedom))}
-                | {"seeds": len(part), "arrived": int(arrived.sum())}
+                | {"metric": "step_ratio", "value": math.exp(beta[at])}
+                | {"low": math.exp(low[at]), "high": math.exp(high[at])}
+                | {"p": float(2 * stats.t.sf(abs(beta[at]) / stderr, len(seeds) - 1))}
+                | {"seeds": len(seeds), "models": len(part), "arrived": int(arrived.sum())}
             )
     return pd.DataFrame(rows)
 
@@ -176,6 +201,15 @@ def with_holm(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(holm=corrected(table["p"])) if len(table) else table
 
 
+def _everywhere(found: Drawn, crossing: Crossed) -> list[int]:
+    """The seeds whose predictions are finite in every cell."""
+    whole = [
+        {s for s, gain in zip(found.sums.seeds[n], found.models[n][0], strict=True) if gain == gain}
+        for n in crossing.signs
+    ]
+    return sorted(set.intersection(*whole))
+
+
 def _described(cell: Cell) -> dict[str, str] | None:
     """The levels of an architecture of one kind of block, without a Mamba; else None."""
     blocks = set(cell.config.parsed)
@@ -183,5 +217,6 @@ def _described(cell: Cell) -> dict[str, str] | None:
         return None
     std = cell.config.position_std
     found = {"norm": block.norm, "FFN": block.ffn, "positions": block.position}
+    found["layers"] = str(len(cell.config.parsed))
     named = {factor: WORDS.get(word, word) for factor, word in found.items()}
     return named | {"std of positions": "by the law" if std is None else f"{std:g}"}

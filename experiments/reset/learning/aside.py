@@ -31,17 +31,15 @@ seed, 0.4 for every other student: 38 minutes, about 20 in two processes.
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 from typing import TYPE_CHECKING, Any
 
 from ablate.reset import Place
 from experiments.base_grid import HEAD_WIDTH, MATCHED_TOKENS, SHARED, model_folder
 from experiments.bases import Base, base_at
 from experiments.pretrain import Pretraining
+from experiments.processes import processes
 from experiments.reset.learning.treatments import Treatment
 
 if TYPE_CHECKING:
@@ -183,12 +181,7 @@ def with_bases(study: Resetting, wanted: Sequence[Pretraining] | None = None) ->
         for base in wanted:
             _train(base)
     else:
-        import torch
-
-        threads = max(1, (os.cpu_count() or 1) // study.jobs)
-        with ProcessPoolExecutor(
-            study.jobs, get_context("spawn"), torch.set_num_threads, (threads,)
-        ) as pool:
+        with processes(study.jobs) as pool:
             list(pool.map(_train, reversed(wanted)))  # the widest first
     first, *more, lender = (str(model_folder(base)) for base in wanted)
     return dataclasses.replace(study, model=first, also=tuple(more), encoders=(lender,))

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from lifelines import LogNormalAFTFitter
+from scipy import stats
 
 from experiments.hybrids.architecture.grammar import THE_TWELVE
 from experiments.hybrids.cells import cells_of
@@ -25,9 +26,8 @@ from experiments.hybrids.report.factor_figures import factor_effects
 from experiments.hybrids.study import Hybrids
 
 LEVELS = {"norm": ("LayerNorm", "RMSNorm"), "FFN": ("GELU MLP", "SwiGLU"), "std": ("0.02", "1")}
-CROSSING = Crossed(
-    LEVELS, {"".join("-+"[x > 0] for x in s): s for s in itertools.product((-1, 1), repeat=3)}
-)
+SIGNS = {"".join("-+"[x > 0] for x in s): s for s in itertools.product((-1, 1), repeat=3)}
+CROSSING = Crossed(LEVELS, SIGNS, {name: 100 + 50 * (s[1] > 0) for name, s in SIGNS.items()})
 
 
 def cells(**options):
@@ -63,20 +63,34 @@ def test_the_papers_table_crosses_norm_ffn_and_positions() -> None:
         ("gpt2", "llama", "mambaformer"),
         ("gpt2", "gpt2-rms", "gpt2-swiglu"),
         ("gpt2", "gpt2-rms"),
+        (
+            *("learned-attention-gelu-layer", "learned-attention-gelu-rms"),
+            *("learned-attention-swiglu-layer*3", "learned-attention-swiglu-rms*3"),
+        ),
     ],
 )
 def test_what_is_not_crossed_has_no_factors(architectures) -> None:
     assert crossed(cells(architectures=architectures)) is None
 
 
-def planted(noise: float = 0.0, seeds: int = 4, prompts: int = 50, seed: int = 0) -> Sums:
-    """Cells with score 0.6 + 0.1 x_std − 0.04 x_norm x_std, seeds `noise` apart."""
+def planted(
+    noise: float = 0.0,
+    seeds: int = 4,
+    prompts: int = 50,
+    seed: int = 0,
+    shared: tuple[float, float] = (0.0, 0.0),
+) -> Sums:
+    """Cells with score 0.6 + 0.1 x_std − 0.04 x_norm x_std, seeds `noise` apart.
+
+    `shared` is how much seeds of all cells, and their effects of the FFN, go up and down together.
+    """
     generator = np.random.default_rng(seed)
     zero = np.full(prompts, 2.0)
+    common, ffns = generator.standard_normal((2, seeds, 1))
     models = {}
-    for name, (norm, _, std) in CROSSING.signs.items():
+    for name, (norm, ffn, std) in CROSSING.signs.items():
         score = 0.6 + 0.1 * std - 0.04 * norm * std + noise * generator.standard_normal((seeds, 1))
-        models[name] = zero * (1 - score)
+        models[name] = zero * (1 - score - shared[0] * common - shared[1] * ffn * ffns)
     seeds_of = {name: tuple(range(seeds)) for name in models}
     return Sums("tree", "none", zero, {"zero": zero, "best": 0 * zero}, models, seeds_of)
 
@@ -91,37 +105,61 @@ def test_planted_effects_come_back() -> None:
     assert found["order"].tolist() == [1, 1, 1, 2, 2, 2, 3]
 
 
-def test_effects_and_errors_are_those_of_least_squares() -> None:
-    sums = planted(noise=0.05, seeds=5)
+def test_effects_and_errors_are_those_of_each_seeds_least_squares() -> None:
+    sums = planted(noise=0.05, seeds=5, shared=(0.1, 0.05))
     found = score_effects(drawn(sums, np.random.default_rng(0)), "best", CROSSING)
-    rows, scores, within = [], [], []
-    for name, signs in CROSSING.signs.items():
-        own = 1 - sums.models[name].mean(1) / sums.zero.mean()
-        products = [
-            np.prod([signs[i] for i in chosen])
-            for size in (1, 2, 3)
-            for chosen in itertools.combinations(range(3), size)
-        ]
-        rows += [[1, *products]] * len(own)
-        scores += list(own)
-        within.append(own.var(ddof=1))
-    beta = np.linalg.lstsq(np.array(rows, dtype=float), np.array(scores), rcond=None)[0]
-    np.testing.assert_allclose(found["value"], 2 * beta[1:], atol=1e-12)
-    # Prompts are all alike: seeds are all the chance there is, 4·σ̂²/n of an orthogonal design.
-    np.testing.assert_allclose(found["stderr"] ** 2, 4 * np.mean(within) / 40, rtol=1e-9)
+    chosen = [s for size in (1, 2, 3) for s in itertools.combinations(range(3), size)]
+    design = [
+        [1, *(np.prod([s[i] for i in each]) for each in chosen)] for s in CROSSING.signs.values()
+    ]
+    scores = [1 - sums.models[name].mean(1) / sums.zero.mean() for name in CROSSING.signs]
+    betas = 2 * np.linalg.solve(np.array(design, dtype=float), np.array(scores))[1:]
+    # Prompts are all alike: seeds are all the chance there is.
+    alone = [stats.ttest_1samp(of_seeds, 0) for of_seeds in betas]
+    np.testing.assert_allclose(found["value"], betas.mean(1), atol=1e-12)
+    np.testing.assert_allclose(found["stderr"], stats.sem(betas, axis=1), rtol=1e-9)
+    np.testing.assert_allclose(found["p"], [one.pvalue for one in alone], rtol=1e-6)
 
 
-def test_effects_of_nothing_are_called_as_often_as_the_level_says() -> None:
+@pytest.mark.parametrize("shared", [(0.0, 0.0), (0.1, 0.1)])
+def test_effects_of_nothing_are_called_as_often_as_the_level_says(shared) -> None:
     called = []
-    for trial in range(150):
-        sums = planted(noise=0.05, seeds=4, prompts=30, seed=trial)
+    for trial in range(200):
+        sums = planted(noise=0.05, seeds=4, prompts=30, seed=trial, shared=shared)
         models = {}  # the planted effects taken out again
         for name, (norm, _, std) in CROSSING.signs.items():
             models[name] = sums.models[name] + 2 * (0.1 * std - 0.04 * norm * std)
         flat = dataclasses.replace(sums, models=models)
         found = score_effects(drawn(flat, np.random.default_rng(0), resamples=50), "best", CROSSING)
-        called.append((found["p"] < 0.05).mean())
-    assert 0.02 < np.mean(called) < 0.09
+        called.append(found["p"] < 0.05)
+    share = np.mean(called, axis=0)
+    assert 0.03 < share.mean() < 0.07
+    assert share.max() < 0.11  # of the FFN as well, whose seeds go together
+
+
+def test_a_seed_that_diverged_in_one_cell_is_left_out_of_all() -> None:
+    sums = planted(noise=0.05, seeds=5)
+    models = {name: errors.copy() for name, errors in sums.models.items()}
+    models["+-+"][2] = np.nan
+    kept = [0, 1, 3, 4]
+    four = dataclasses.replace(
+        sums,
+        models={name: errors[kept] for name, errors in sums.models.items()},
+        seeds=dict.fromkeys(sums.models, tuple(kept)),
+    )
+    broken = drawn(dataclasses.replace(sums, models=models), np.random.default_rng(0))
+    found = score_effects(broken, "best", CROSSING)
+    expected = score_effects(drawn(four, np.random.default_rng(0)), "best", CROSSING)
+    pd.testing.assert_frame_equal(found, expected)
+    assert set(found["seeds"]) == {4}
+
+
+def test_how_much_larger_a_level_makes_the_models() -> None:
+    found = score_effects(drawn(planted(0.1), np.random.default_rng(0)), "best", CROSSING)
+    growth = found.set_index("effect")["parameters"]
+    assert growth["FFN SwiGLU, not GELU MLP"] == pytest.approx(1.5)
+    assert growth["norm RMSNorm, not LayerNorm"] == pytest.approx(1)
+    assert growth["norm × FFN"] != growth["norm × FFN"]
 
 
 def test_one_seed_has_no_effects() -> None:
@@ -131,13 +169,15 @@ def test_one_seed_has_no_effects() -> None:
     assert with_holm(pd.DataFrame()).empty
 
 
-def arrived(last: float, seed: int = 0) -> pd.DataFrame:
+def arrived(last: float, seed: int = 0, shared: float = 0.0) -> pd.DataFrame:
     """Steps 1000 · 2^(x_std / 2) with some spread; none is seen after `last`."""
     generator = np.random.default_rng(seed)
+    of_seed = shared * generator.standard_normal((5, 2))
     rows = []
     for name, signs in CROSSING.signs.items():
         for one in range(5):
-            step = 1000 * 2 ** (signs[2] / 2) * np.exp(0.2 * generator.standard_normal())
+            luck = 0.2 * generator.standard_normal() + of_seed[one, 0] + of_seed[one, 1] * signs[1]
+            step = 1000 * 2 ** (signs[2] / 2) * np.exp(luck)
             rows.append(
                 {"architecture": name, "task": "tree", "seed": one, "threshold": 0.5}
                 | {"arrived": step < last, "step": min(step, last)}
@@ -158,6 +198,14 @@ def test_ratios_of_steps_are_lifelines(last: float) -> None:
     assert found["value"]["std 1, not 0.02"] == pytest.approx(2, rel=0.25)
     assert found["low"]["std 1, not 0.02"] > 1
     assert found["arrived"].iloc[0] == table["arrived"].sum()
+
+
+def test_intervals_of_ratios_hold_where_seeds_go_together() -> None:
+    called = []
+    for trial in range(100):
+        found = step_effects(arrived(3000.0, trial, shared=0.3), CROSSING)
+        called.append(found["p"].to_numpy()[:2] < 0.05)
+    assert np.mean(called, axis=0).max() < 0.12
 
 
 def test_a_threshold_that_few_reach_has_no_ratio() -> None:

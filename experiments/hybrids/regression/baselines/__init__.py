@@ -16,7 +16,7 @@ for a task, slow ones too; PAPER_BASELINE is what the paper divides its score by
     trees       trees, boosted trees (scikit-learn)        0.6 ms, boosted 55 ms
     networks    Garg et al.'s two layers, raw and scaled   5 ms
 
-in time of one processor; what takes milliseconds is in SLOW, for a study to take fewer prompts of.
+in time of one processor; what takes many milliseconds is in SLOW, for a study to take fewer prompts of.
 
 Where it misleads: the published scores divide by errors of other prompts, some of them by errors of
 a trained model (trees: GPT-2; parity: Mamba), which no algorithm here stands for.
@@ -133,8 +133,8 @@ BASELINES: Mapping[str, Baseline] = {
 }
 """name -> predictor. `lasso` is that of the paper's notebook, α = 0.001."""
 
-SLOW = frozenset({"network", "network-scaled", "tree", "tree-4", "tree-signs", "boosted"})
-"""Half a millisecond and more for each point of each prompt."""
+SLOW = frozenset({"network", "network-scaled", "boosted"})
+"""A millisecond and more for each point of each prompt."""
 
 PAPER_BASELINE: Mapping[str, str] = {
     "linear": "least-squares",
