@@ -119,7 +119,7 @@ class Pretraining(RunOptions):
         self._check_objective()
 
     def _check_blocks(self) -> None:
-        from experiments.hybrids.architecture.grammar import blocks_of
+        from experiments.hybrids.architecture.grammar import blocks_of, mixes
 
         if not self.blocks:
             return
@@ -133,6 +133,11 @@ class Pretraining(RunOptions):
             blocks = blocks_of(self.blocks, self.layers)
         except ValueError as error:
             raise ValueError(f"--blocks {self.blocks}: {error}") from None
+        if not mixes(blocks):
+            raise ValueError(
+                f"--blocks {self.blocks}: without attention and Mamba no token sees another; give"
+                " one of them to a block"
+            )
         if any(b.position == "rope" for b in blocks) and self.d_model // self.heads % 2:
             raise ValueError(
                 f"--blocks {self.blocks}: rope turns pairs of dimensions, but a head has"

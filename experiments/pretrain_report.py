@@ -29,7 +29,7 @@ PANELS: Mapping[str, tuple[str, Mapping[str, str]]] = {
     ),
     "attention": (
         "prefix-matching score",
-        {"prefix_matching": "best head", "layer0_prefix_matching": "best head of layer 0"},
+        {"prefix_matching": "best head", "layer0_prefix_matching": "best head of the first"},
     ),
 }
 """Title -> (unit, metric -> label)."""
@@ -70,11 +70,12 @@ def headline(record: Mapping[str, Any]) -> str:
     final, whole = record["curve"][-1], record["held_out"]["validation_loss"]
     start = f"held-out loss {whole:.3f} nat after {record['tokens_seen']:,} tokens"
     if record["kind"] == "decoder":
-        return (
-            f"{start}; the best head matches prefixes with {final['prefix_matching']:.2f}, and the "
-            f"second copy of random tokens costs "
-            f"{final['second_copy_loss'] / final['first_copy_loss']:.0%} of the first"
-        )
+        ratio = final["second_copy_loss"] / final["first_copy_loss"]
+        copies = f"the second copy of random tokens costs {ratio:.0%} of the first"
+        if "prefix_matching" not in final:
+            return f"{start}; {copies}"
+        best = final["prefix_matching"]
+        return f"{start}; the best head matches prefixes with {best:.2f}, and {copies}"
     if "no_source_loss" in final:
         return f"{start}; {record['held_out']['no_source_loss']:.3f} with another row's source"
     return start

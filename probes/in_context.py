@@ -38,7 +38,8 @@ def in_context_measurements(
 
     validation_loss, early_loss, late_loss: as in `held_out_losses`.
     first_copy_loss, second_copy_loss: on random tokens repeated, lengths 25 … context/4.
-    prefix_matching: the best head's score; layer0_prefix_matching: the best of layer 0.
+    prefix_matching: the best head's score; layer0_prefix_matching: the best of the first layer
+    that attends. Neither is there without attention.
     """
     bos = tokenizer.bos_token_id
     assert isinstance(bos, int)
@@ -57,14 +58,17 @@ def in_context_measurements(
             tokens = tokens.to(next(model.parameters()).device)
             patterns = model(tokens, use_cache=False, output_attentions=True).attentions
             targets = induction_targets(tokens)
-            scores.append(torch.stack([attention_mass(p, targets).mean(0) for p in patterns]))
-    by_head = torch.stack(scores).mean(0)
-    return result | {
+            if patterns:
+                scores.append(torch.stack([attention_mass(p, targets).mean(0) for p in patterns]))
+    result |= {
         "first_copy_loss": float(torch.stack(first).mean()),
         "second_copy_loss": float(torch.stack(second).mean()),
-        "prefix_matching": float(by_head.max()),
-        "layer0_prefix_matching": float(by_head[0].max()),
     }
+    if not scores:
+        return result
+    by_head = torch.stack(scores).mean(0)
+    best, in_first = float(by_head.max()), float(by_head[0].max())
+    return result | {"prefix_matching": best, "layer0_prefix_matching": in_first}
 
 
 def held_out_losses(

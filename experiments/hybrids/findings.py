@@ -133,13 +133,19 @@ def finished(study: Hybrids, folder: RunFolder, measured: Measured) -> Outcome:
     from experiments.hybrids.report.page import report
 
     findings = findings_of(study, measured)
-    if folder.leads:
-        for name in KEPT:
-            if len(frame := measured.frames[name]):
-                frame.to_parquet(folder.path / f"{name}.parquet", index=False)
+    keep_frames(folder, measured)
     return folder.finish(
         findings.outcome, findings.metrics, figures=figures(findings), report=report(findings)
     )
+
+
+def keep_frames(folder: RunFolder, measured: Measured) -> None:
+    """Leave the frames that more can be computed from beside the metrics."""
+    if not folder.leads:
+        return
+    for name in KEPT:
+        if len(frame := measured.frames[name]):
+            frame.to_parquet(folder.path / f"{name}.parquet", index=False)
 
 
 def findings_of(study: Hybrids, measured: Measured) -> Findings:
@@ -150,7 +156,8 @@ def findings_of(study: Hybrids, measured: Measured) -> Findings:
     scores = pd.concat([score_rows(one) for one in found], ignore_index=True)
     denominators = {cell.task.name: _denominator(cell.task.name, scores) for cell in measured.cells}
     failures = failure_rows(scores, denominators)
-    reference = measured.cells[0].architecture
+    names = [cell.architecture for cell in measured.cells]
+    reference = "gpt2" if "gpt2" in names else names[0]
     labels = frames["labels"]
     arrivals = _with_divergence(frames)
     first = [cell for cell in measured.cells if cell.task.name == measured.cells[0].task.name]

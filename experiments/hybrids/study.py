@@ -16,10 +16,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from experiments.config import LATER, NOT_HASHED, RunOptions
-from experiments.hybrids.architecture.grammar import THE_TWELVE, Block, blocks_of
+from experiments.hybrids.architecture.grammar import THE_TWELVE, Block, blocks_of, mixes
 from experiments.hybrids.learning.regimes import Regime
 from experiments.hybrids.regression.shift_table import parse_shift
 from experiments.hybrids.regression.task_table import Task, named, small
+from experiments.hybrids.unused import refuse_unused
 
 if TYPE_CHECKING:
     from experiments.run_folder import Outcome, RunFolder
@@ -139,16 +140,18 @@ class Hybrids(Regime, RunOptions):
                 )
         if not re.fullmatch(r"auto|(cpu|cuda|mps|xpu)(:\d+)?", self.device):
             raise ValueError(f"--device {self.device}: give auto, cpu, cuda, cuda:1, mps or xpu")
-        if self.d_ff < 0 or self.per_decade > 100 or not self.thresholds:
+        if self.d_ff < 0:
+            raise ValueError(f"--d-ff {self.d_ff} asked for: give a width, or 0")
+        if self.per_decade > 100:
+            raise ValueError(f"--per-decade {self.per_decade:g} asked for: give at most 100")
+        if not self.thresholds:
+            raise ValueError("--thresholds without a value: give at least one")
+        if self.candidates < 2:
+            raise ValueError(f"--candidates {self.candidates} asked for: give at least 2")
+        if self.most_parameters < 1 or self.compute <= 0:
             raise ValueError(
-                f"--d-ff {self.d_ff}, --per-decade {self.per_decade:g}, --thresholds"
-                f" {self.thresholds}: give a width from 0 on, at most 100 evaluations a decade and"
-                " at least one threshold"
-            )
-        if self.candidates < 2 or self.most_parameters < 1 or not self.compute > 0:
-            raise ValueError(
-                f"--candidates {self.candidates}, --most-parameters {self.most_parameters},"
-                f" --compute {self.compute:g}: give at least 2, at least 1, and more than 0"
+                f"--most-parameters {self.most_parameters}, --compute {self.compute:g}: give"
+                " budgets above 0"
             )
         if self.jobs < 0:
             raise ValueError(f"--jobs {self.jobs} asked for: give 0 or more")
@@ -163,7 +166,7 @@ class Hybrids(Regime, RunOptions):
             if not values or len(set(values)) < len(values):
                 raise ValueError(f"--{name} {' '.join(values)}: give at least one, each once")
         for text in (*self.architectures, *([self.match] if self.match else [])):
-            if all(block.mixer == "none" and not block.has_mamba for block in self.blocks(text)):
+            if not mixes(self.blocks(text)):
                 raise ValueError(
                     f"--architectures {text}: without attention and Mamba nothing sees an example;"
                     " give one of them to a block"
@@ -177,8 +180,8 @@ class Hybrids(Regime, RunOptions):
             named(name)
         for shift in self.shifts:
             parse_shift(shift)
-        if any(not 0 < rate < math.inf for rate in self.rates):
-            raise ValueError(f"--rates {self.rates}: give learning rates above 0")
+        if any(rate <= 0 for rate in self.rates) or len(set(self.rates)) < len(self.rates):
+            raise ValueError(f"--rates {self.rates}: give learning rates above 0, each once")
         if any(not 0 <= std < math.inf for std in self.position_std):
             raise ValueError(f"--position-std {self.position_std}: give standard deviations")
         if self.seed + self.seeds > 1_000_000:
@@ -199,6 +202,7 @@ class Hybrids(Regime, RunOptions):
 
     def run(self, folder: RunFolder) -> Outcome:
         """Train every cell, measure it, look inside, put it together."""
+        refuse_unused(self)
         if self.search:
             from experiments.hybrids.searching.search import searched
 

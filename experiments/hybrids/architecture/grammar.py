@@ -245,6 +245,11 @@ def lineage(blocks: Sequence[Block]) -> Lineage:
     return "composed"
 
 
+def mixes(blocks: Iterable[Block]) -> bool:
+    """Whether any block has attention or a Mamba: without, no token sees another."""
+    return any(block.mixer != "none" or block.has_mamba for block in blocks)
+
+
 def mixed(blocks: Iterable[Block]) -> bool:
     """Whether the model has both attention and Mamba."""
     all_blocks = tuple(blocks)

@@ -78,11 +78,9 @@ class Regime:
         for name in ("steps", "batch", "cycles", "held_out", "first_evaluation"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} {getattr(self, name)}: give a whole number from 1 on")
-        if self.rate <= 0 or self.per_decade <= 0:
-            raise ValueError(
-                f"rate {self.rate:g} with {self.per_decade:g} evaluations a decade: both have to"
-                " be above 0"
-            )
+        for name in ("rate", "per_decade"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} {getattr(self, name):g}: give a number above 0")
         for name in ("weight_decay", "warmup", "clip", "stop_at", "save_every"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} {getattr(self, name):g} is below 0: give 0 or more")
@@ -96,9 +94,11 @@ class Regime:
             raise ValueError(
                 f"a warm-up of {self.warmup} steps does not end in {self.steps}: give fewer"
             )
-        if any(share <= 0 for share in self.thresholds):
+        shares = self.thresholds
+        if any(not 0 < share < 1 for share in shares) or len(set(shares)) < len(shares):
             raise ValueError(
-                f"thresholds {self.thresholds}: give shares of the zero estimator's error above 0"
+                f"thresholds {shares}: give shares of the zero estimator's error, above 0 and below"
+                " 1, each once"
             )
 
     def over(self, steps: int) -> Regime:

@@ -1,7 +1,8 @@
 """Which colour has an architecture, and how is a line over seeds drawn? Alike in all figures.
 
 Few architectures take the study's cycle. Of many, a family has a range and its members go along it:
-GPT-2s from blue to violet, Llamas from red to yellow, those of Mamba alone green.
+GPT-2s from blue to violet, Llamas from red to yellow, those of Mamba alone green. Variants of one
+architecture that begin with positions of other deviations share its colour; large ones are dashed.
 """
 
 from __future__ import annotations
@@ -26,10 +27,18 @@ FAMILIES: Mapping[str, tuple[str, ...]] = {
 OTHERS = (PURPLE, BROWN, PINK, GREEN, ORANGE, SKY, BLUE, RED)
 LONGEST = 30
 """Letters of a name in a legend or on an axis."""
+VARIANT = " positions "
+"""Between an architecture and the standard deviation of its initial positions (`cells`)."""
+LARGE = 0.1
+"""Deviations from here on are dashed: they are as large as what is added to them."""
 
 
 def line_colours(architectures: Sequence[str]) -> dict[str, str]:
     """A colour for every architecture, in their order."""
+    plain = list(dict.fromkeys(name.split(VARIANT)[0] for name in architectures))
+    if len(plain) < len(architectures):
+        colours = line_colours(plain)
+        return {name: colours[name.split(VARIANT)[0]] for name in architectures}
     if len(architectures) <= len(CYCLE):
         return dict(zip(architectures, CYCLE, strict=False))
     family = {name: _family(name) for name in architectures}
@@ -54,7 +63,9 @@ def seed_band(
     if rows["seed"].nunique() > 1:
         ax.fill_between(at, table["min"], table["max"], color=colour, alpha=0.15, lw=0)
     marker = "o" if len(table) == 1 else ""
-    ax.plot(at, table["mean"], color=colour, marker=marker, label=short(name), zorder=3)
+    large = VARIANT in name and float(name.split(VARIANT)[1]) >= LARGE
+    dashes = "--" if large else "-"
+    ax.plot(at, table["mean"], dashes, color=colour, marker=marker, label=short(name, 40), zorder=3)
 
 
 def short(name: str, longest: int = LONGEST) -> str:

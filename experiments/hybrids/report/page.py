@@ -17,16 +17,19 @@ if TYPE_CHECKING:
 
 CAPTIONS = {
     "errors": "Squared error after each number of examples, mean over prompts and seeds, beside "
-    "baselines on the same prompts. Bands go from the smallest seed to the largest.",
+    "baselines (slow ones on the first of these prompts). Bands go from the smallest seed to the "
+    "largest.",
     "shifts": "The same on prompts of other distributions than it was trained on.",
     "scores": "ICL regression score: 1 is as good as the baseline named below each function class, "
     "0 no better than predicting 0.",
     "factors": "What each factor changes, averaged over the levels of the others, with 95 % "
-    "intervals over prompts and seeds: left the score, with interactions; right the steps to a "
-    "share of the error of predicting 0, as a ratio. Grey: no change.",
-    "training": "Held-out error while training, as a share of that of predicting 0; a line a seed.",
+    "intervals over prompts and seeds: the score, with interactions, and where most models got "
+    "there, the steps to a share of the error of predicting 0, as a ratio. Grey: no change.",
+    "training": "Held-out error while training, as a share of that of predicting 0, mean over "
+    "seeds; bands go from the smallest to the largest.",
     "schemes": "Whose predictions each checkpoint follows: distance to each baseline's, as a share "
-    "of the distance to predicting 0.",
+    "of the distance to predicting 0. A row a seed (its number), or of many the first one of each "
+    "architecture; σ: standard deviation of initial positions.",
     "published": f"The score beside the published one ({SOURCE}).",
     "importance": "What the score loses without each head, FFN and mixer, one at a time.",
     "attention": "Where heads and mixers of the first seed look: label, attention from an x to the "
@@ -45,6 +48,7 @@ SHOWN = {
     "low": "low",
     "high": "high",
     "seeds": "seeds",
+    "prompts": "prompts",
     "broken": "not finite",
 }
 
@@ -73,9 +77,17 @@ def _question(findings: Findings) -> str:
         "al. 2024).\n\n"
         f"{study.seeds} seeds, {study.steps:,} steps of {study.batch} fresh prompts, width "
         f"{study.d_model}, {study.layers} layer{'s' * (study.layers != 1)}, initial weights "
-        f"by {where}; measured on {study.prompts:,} prompts that nothing was trained or "
+        f"by {where}; measured on {_prompts(findings)} prompts that nothing was trained or "
         "selected on. Intervals are 95 %, over prompts and seeds."
     )
+
+
+def _prompts(findings: Findings) -> str:
+    """How many were asked: fewer where a score's baseline fits anew for every prefix."""
+    rows, most = findings.table, findings.study.prompts
+    few = {str(row["task"]): row["prompts"] for row in rows.to_dict("records")}
+    said = [f"{count:,.0f} of {task}" for task, count in few.items() if count < most]
+    return f"{most:,}" + (f" ({', '.join(said)})" if said else "")
 
 
 def _sentences(findings: Findings) -> list[str]:
@@ -88,16 +100,17 @@ def _sentences(findings: Findings) -> list[str]:
         ends = f" (95 % interval {row['low']:.3f} to {row['high']:.3f})" if known else ""
         said.append(
             f"{row['architecture']} on {row['task']}: S = {row['value']:.3f}{ends} against "
-            f"{row['baseline']}, {row['seeds']} seeds."
+            f"{row['baseline']}, {row['seeds']} seed{'s' * (row['seeds'] != 1)}."
         )
-    said += _of_differences(findings)
+    said += differences_said(findings)
     said += _of_factors(findings)
     said += _of_failures(findings)
     said += _of_parts(findings)
     return [minus(sentence) for sentence in said]
 
 
-def _of_differences(findings: Findings) -> list[str]:
+def differences_said(findings: Findings) -> list[str]:
+    """Which architectures differ from the reference one, after Holm."""
     rows = findings.differences
     if rows.empty:
         return []
@@ -124,7 +137,8 @@ def _of_factors(findings: Findings) -> list[str]:
     rows = findings.score_effects
     said = [
         f"On {row['task']}, {row['effect']}: S {row['value']:+.3f} ({row['low']:+.3f} to "
-        f"{row['high']:+.3f}; Holm p {row['holm']:.2g}), averaged over the other factors."
+        f"{row['high']:+.3f}; Holm p {row['holm']:.2g}), averaged over the other factors"
+        f"{_larger(row['parameters'])}."
         for row in rows.to_dict("records")
         if row["order"] == 1
     ]
@@ -141,20 +155,30 @@ def _of_factors(findings: Findings) -> list[str]:
     said += [
         f"On {row['task']}, {row['effect']}: {row['value']:.2f} times the steps "
         f"({row['low']:.2f} to {row['high']:.2f}; Holm p {row['holm']:.2g}) to "
-        f"{row['threshold']:g} of the error of predicting 0; {row['arrived']} of {row['seeds']} "
-        "seeds got there."
+        f"{row['threshold']:g} of the error of predicting 0; {row['arrived']:.0f} of "
+        f"{row['models']:.0f} models got there."
         for row in findings.step_effects.to_dict("records")
     ]
     return said
+
+
+def _larger(growth: float) -> str:
+    """A level may make the model larger, and so be better for that."""
+    return "" if abs(growth - 1) < 0.02 else f"; its models have {growth:.2f} times the parameters"
 
 
 def _of_failures(findings: Findings) -> list[str]:
     rows = findings.failures
     rows = rows.loc[(rows["shift"] == "none") & (rows["failed"] > 0)] if len(rows) else rows
     return [
-        f"{row['failed']} of {row['seeds']} seeds of {row['architecture']} failed on {row['task']} "
-        f"(S below 0.5; 95 % interval of the rate {row['low']:.0%} to {row['high']:.0%})."
-        for row in rows.to_dict("records")
+        f"Failed on {task} (S below 0.5; 95 % interval of the rate): "
+        + ", ".join(
+            f"{row['architecture']} {row['failed']} of {row['seeds']} ({row['low']:.0%} to "
+            f"{row['high']:.0%})"
+            for row in part.to_dict("records")
+        )
+        + "."
+        for task, part in rows.groupby("task", sort=False)
     ]
 
 
@@ -166,16 +190,25 @@ def _of_parts(findings: Findings) -> list[str]:
     drops = rows.loc[(rows["metric"] == "score_drop") & (rows["fill"] == "mean")]
     keys = ["architecture", "task", "seed"]
     most = drops.loc[drops.groupby(keys)["value"].idxmax()]
+    # The greatest of many is above 0 by chance: it has to be so by more than 3 standard errors.
+    seen = most.loc[most["value"] > 3 * most["stderr"]]
     said = []
     for (architecture, task), part in most.groupby(["architecture", "task"], sort=False):
+        own = seen.loc[(seen["architecture"] == architecture) & (seen["task"] == task)]
         each = ", ".join(
-            f"{row['component']} {row['value']:.2f} (seed {row['seed']})"
-            for row in part.to_dict("records")
+            f"{row['component']} {row['value']:.2f} ± {row['stderr']:.2f} (seed {row['seed']})"
+            for row in own.to_dict("records")
         )
-        said.append(
-            f"{architecture} on {task} loses most of its score without: {each}; its activation "
-            "replaced by its mean, one component at a time."
-        )
+        none = sorted(set(part["seed"]) - set(own["seed"]))
+        rest = ", ".join(f"seed {seed}" for seed in none)
+        if each:
+            said.append(
+                f"{architecture} on {task} loses most of S without: {each}; its activation replaced"
+                " by its mean, one component at a time, standard error over prompts."
+                + (f" Of {rest}, no component is missed." if rest else "")
+            )
+        else:
+            said.append(f"{architecture} on {task}: no single component is missed ({rest}).")
     return said
 
 
@@ -189,15 +222,16 @@ def _tables(findings: Findings) -> dict[str, pd.DataFrame]:
             "within": "published is inside",
         }
         columns.pop("broken")
-        against = beside["published_denominator"].fillna("–")
-        beside = beside.assign(published_denominator=against)
+        names = ["published", "published_denominator", "within"]
+        shown = beside[names].astype(object).where(beside[names].notna(), "–")
+        beside = beside.assign(**{name: shown[name] for name in names})
         tables[f"Beside {SOURCE}"] = chosen(beside, columns)
     shifted = findings.scores
     shifted = shifted.loc[
         (shifted["metric"] == "icl_score") & (shifted["seed"] == -1) & (shifted["shift"] != "none")
     ]
-    if len(shifted):
-        own = shifted.loc[shifted["baseline"] == shifted["task"].map(findings.denominators)]
+    own = shifted.loc[shifted["baseline"] == shifted["task"].map(findings.denominators)]
+    if len(own):
         tables["Out of distribution"] = chosen(
             own, {"architecture": "architecture", "task": "functions", "shift": "shift"} | SHOWN
         )
@@ -226,7 +260,7 @@ def _tables(findings: Findings) -> dict[str, pd.DataFrame]:
             | {"arrived": "seeds that got there", "seeds": "seeds"},
         )
     if len(findings.switches):
-        tables["Changes of scheme"] = findings.switches
+        tables["Changes of scheme"] = findings.switches.rename(columns={"task": "functions"})
     tables |= _inside(findings)
     if len(rates := findings.measured.frames["rates"]):
         tables["Learning rates tried, on other seeds and prompts"] = rates
@@ -274,8 +308,15 @@ def _caveats(findings: Findings) -> list[str]:
             if study.seeds == 1
             else "rare failures are not seen."
         ),
-        "Small models on small prompts: that an architecture fails here, or does not, says little "
-        "of a larger one.",
+        *(
+            [
+                "Small prompts: that an architecture fails here, or does not, says little of larger"
+                " ones."
+            ]
+            if study.size == "small"
+            else []
+        ),
+        "So many steps: what is still on its way counts as it stands.",
         f"Parameters: {_parameters(findings)}"
         + (
             f"; matched to {study.match} by one width each, which is a whole number."

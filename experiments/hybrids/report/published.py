@@ -29,11 +29,14 @@ TASKS = ("linear", "sparse", "mlp", "tree", "parity")
 DENOMINATORS: Mapping[str, str] = {
     "linear": "least squares",
     "sparse": "Lasso",
-    "mlp": "a two-layer network by gradient descent",
-    "tree": "the paper's own trained GPT-2",
-    "parity": "the paper's own trained Mamba",
+    "mlp": "network",
+    "tree": "its own GPT-2",
+    "parity": "its own Mamba",
 }
 """What 1 means in each column."""
+
+ALIKE: Mapping[str, str] = {"linear": "least-squares", "sparse": "lasso", "mlp": "network"}
+"""task -> the baseline that the column is divided by as well."""
 
 OWN = frozenset({("gpt2", "tree"), ("mamba", "parity")})
 """Cells that are 1 because the model is its own baseline."""
@@ -77,7 +80,8 @@ def beside_published(scores: pd.DataFrame) -> pd.DataFrame:
 
     `scores` has a row a cell: architecture, task, baseline (the denominator), value, low, high,
     seeds. Added: published, published_denominator, and `within`, whether the interval holds the
-    published number; missing where one of the two is. ValueError for several rows a cell.
+    published number; missing where one of the two is, or the denominators are not the same.
+    ValueError for several rows a cell.
     """
     keys = ["architecture", "task"]
     if scores.duplicated(keys).any():
@@ -88,7 +92,9 @@ def beside_published(scores: pd.DataFrame) -> pd.DataFrame:
         columns={"value": "published", "denominator": "published_denominator"}
     )
     table = scores.merge(theirs.drop(columns="own"), on=keys, how="outer", sort=False)
-    known = table[["low", "high", "published"]].notna().all(axis=1)
+    # Where the denominators are not the same, the two numbers have no common scale.
+    alike = table["baseline"] == table["task"].map(ALIKE)
+    known = table[["low", "high", "published"]].notna().all(axis=1) & alike
     inside = (table["low"] <= table["published"]) & (table["published"] <= table["high"])
     within = inside.astype("boolean").where(known, pd.NA)
     rows, columns = list(TABLE_3), list(TASKS)

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from experiments.hybrids.report.line_styles import short
+from experiments.hybrids.report.published import DENOMINATORS
 from experiments.plots import INK, PAPER, SEQUENTIAL, panels, style
 
 if TYPE_CHECKING:
@@ -62,7 +63,9 @@ def beside(table: pd.DataFrame) -> Figure:
     bases = table.dropna(subset=["baseline"]).drop_duplicates("task").set_index("task")["baseline"]
     heads = [f"{task}\n/ {bases[task]}" for task in columns]
     _cells(axes[0, 0], table, "value", (rows, columns), heads, notes, "this run")
-    _cells(axes[0, 1], table, "published", (rows, columns), columns, {}, "the paper's Table 3")
+    given = [f"{task}\n/ {DENOMINATORS.get(task, '')}".removesuffix("\n/ ") for task in columns]
+    title = "the paper's Table 3, at its own size"
+    _cells(axes[0, 1], table, "published", (rows, columns), given, {}, title)
     axes[0, 1].set_yticklabels([])
     return figure
 

@@ -7,9 +7,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from matplotlib.ticker import NullLocator
 
 from experiments.hybrids.measuring.schemes import NONE, ZERO
-from experiments.hybrids.report.line_styles import legend_below, line_colours, seed_band, short
+from experiments.hybrids.report.line_styles import (
+    VARIANT,
+    legend_below,
+    line_colours,
+    seed_band,
+    short,
+)
 from experiments.plots import (
     CYCLE,
     FAINT,
@@ -24,6 +31,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+SHARES = tuple(digit * 10.0**power for power in range(-6, 3) for digit in (1, 2, 5))
+"""Ticks of an error over zero's."""
 MOST_ROWS = 16
 """Seeds of one panel of schemes; of more, the first of each architecture."""
 
@@ -52,6 +61,11 @@ def training(curve: pd.DataFrame) -> Figure:
             ax.set_xscale("symlog", linthresh=first if np.isfinite(first) else 1.0)
             ax.set_xlim(left=0)
             ax.set_yscale("log")
+            low, high = ax.get_ylim()
+            ticks = [share for share in SHARES if low <= share <= high]
+            if len(ticks) > 1:
+                ax.set_yticks(ticks, [f"{share:g}" for share in ticks])
+                ax.yaxis.set_minor_locator(NullLocator())
             ax.set(title=tasks[number], xlabel="steps")
             ax.set_ylabel("held-out error / zero's" if number % columns == 0 else "")
     legend_below(figure, list(axes.flat))
@@ -100,7 +114,8 @@ def _strips(labels: pd.DataFrame, task: str, shift: str) -> list[tuple[str, pd.D
         rows = rows.loc[rows["seed"] == rows["seed"].min()]
     found = []
     for (architecture, seed), part in rows.groupby(["architecture", "seed"], sort=False):
-        found.append((f"{short(str(architecture), 22)} · {seed}", part.sort_values("step")))
+        named = short(str(architecture).replace(VARIANT, " σ "), 24)
+        found.append((f"{named} · {seed}", part.sort_values("step")))
     return found
 
 

@@ -95,12 +95,21 @@ def searched(study: Hybrids, folder: RunFolder) -> Outcome:
             "--search with --match or --rates: candidates are of the widths they have and train at"
             " one --rate; leave them out"
         )
+    if study.position_std:
+        raise ValueError(
+            f"--search with --position-std {' '.join(f'{std:g}' for std in study.position_std)}:"
+            " candidates begin as --init says; leave it out"
+        )
     first = candidates_of(study)
     folder.create()
     last, rungs, spent = _halved(study, first, folder)
     chosen = dict.fromkeys((*last, *_known(study)))
     final = dataclasses.replace(
-        study, search=False, architectures=tuple(written(blocks) for blocks in chosen)
+        study,
+        search=False,
+        inside=False,
+        shifts=(),
+        architectures=tuple(written(blocks) for blocks in chosen),
     )
     cells = tuple(
         dataclasses.replace(cell, architecture=named(blocks))

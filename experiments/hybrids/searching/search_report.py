@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from experiments.hybrids.findings import findings_of
+from experiments.hybrids.findings import findings_of, keep_frames
+from experiments.hybrids.report.page import differences_said
+from experiments.hybrids.searching.candidates import KNOWN
 from experiments.hybrids.searching.search import Searched, front
 from experiments.report import Report, minus
 from experiments.run_folder import Outcome
@@ -32,9 +34,9 @@ def finished(study: Hybrids, folder: RunFolder, found: Searched) -> Outcome:
     if folder.leads:
         found.rungs.to_parquet(folder.path / "rungs.parquet", index=False)
         table.to_parquet(folder.path / "front.parquet", index=False)
-    score = minus(f"{best['value']:.3f}")
+    keep_frames(folder, found.reported)
     outcome = Outcome(
-        f"{study.functions[0]}: best score against {best['baseline']} {score} by "
+        f"{study.functions[0]}: best score against {best['baseline']} {_score(best)} by "
         f"{best['architecture']} with {best['parameters']:,} parameters; "
         f"{int(table['front'].sum())} of {len(table)} reported orders on the front; "
         f"{found.flops:.2g} FLOPs of search",
@@ -46,13 +48,21 @@ def finished(study: Hybrids, folder: RunFolder, found: Searched) -> Outcome:
         outcome,
         metrics,
         figures={"front": lambda: front_figure(table), "rungs": lambda: rungs_figure(found.rungs)},
-        report=_report(study, found, table),
+        report=_report(study, found, table, differences_said(findings)),
+    )
+
+
+def _score(row: Any) -> str:
+    """The score with its interval, where seeds give one."""
+    known = pd.notna(row["low"])
+    return minus(
+        f"{row['value']:.3f}" + (f" ({row['low']:.3f} to {row['high']:.3f})" if known else "")
     )
 
 
 def front_figure(table: pd.DataFrame) -> Figure:
     """Score against parameters with intervals over seeds; the front in full colour."""
-    from experiments.plots import panels, points
+    from experiments.plots import INK, panels, points
 
     figure, axes = panels(width=6.4, height=4.0)
     ax: Any = axes[0, 0]
@@ -69,11 +79,12 @@ def front_figure(table: pd.DataFrame) -> Figure:
         name="architecture",
         named=len(known),
         xlabel="parameters",
-        ylabel="ICL regression score",
+        ylabel=f"ICL regression score / {table['baseline'].iloc[0]}",
         ax=ax,
     )
     best = known.loc[known["front"]].sort_values("parameters")
-    ax.plot(best["parameters"], best["value"], drawstyle="steps-post", color="0.3", lw=1.2)
+    ax.plot(best["parameters"], best["value"], drawstyle="steps-post", color="0.75", zorder=1)
+    ax.scatter(best["parameters"], best["value"], s=70, facecolor="none", edgecolor=INK, zorder=4)
     return figure
 
 
@@ -100,28 +111,33 @@ def rungs_figure(rungs: pd.DataFrame) -> Figure:
     return figure
 
 
-def _report(study: Hybrids, found: Searched, table: pd.DataFrame) -> Report:
+def _report(study: Hybrids, found: Searched, table: pd.DataFrame, differences: list[str]) -> Report:
     size = f"{study.most_parameters:,} parameters"
+    begun = set(found.rungs["architecture"])
+    known = [name for name in KNOWN if name in begun]
     tried = found.rungs.loc[found.rungs["generation"] == 0, "blocks"].nunique()
     return Report(
         title="Which orders of blocks learn best in context?",
         question=(
-            f"{tried} orders of {study.layers} blocks of at most {size}, drawn at random but for "
-            f"the known ones, learn {study.functions[0]} functions; the better half of each of "
-            f"{study.generations} generations trains twice as long. {study.seeds} seeds each.\n\n"
+            f"{tried} orders of {study.layers} blocks of at most {size}, {tried - len(known)} drawn"
+            f" at random and {', '.join(known)}, learn {study.functions[0]} functions; the better "
+            f"half goes on and trains twice as long ({study.generations} generations, "
+            f"{study.seeds} seeds each).\n\n"
             "Scores that choose are of other prompts and other seeds than scores that are reported."
         ),
         findings=[
-            minus(
-                f"{row['architecture']}: S = {row['value']:.3f} ({row['low']:.3f} to "
-                f"{row['high']:.3f}) against {row['baseline']} with {row['parameters']:,} "
-            )
-            + ("parameters; on the front." if row["front"] else "parameters.")
-            for row in table.sort_values("value", ascending=False).to_dict("records")
+            *(
+                f"{row['architecture']}: S = {_score(row)} against {row['baseline']} with "
+                f"{row['parameters']:,} "
+                + ("parameters; on the front." if row["front"] else "parameters.")
+                for row in table.sort_values("value", ascending=False).to_dict("records")
+            ),
+            *differences,
         ],
         captions={
             "front": "Score on prompts and seeds that chose nothing, against parameters; the line "
-            "is the front. Intervals are 95 %, over prompts and seeds.",
+            "and the ringed points are the front, of point estimates: what intervals cannot tell "
+            "apart may change places. Intervals are 95 %, over prompts and seeds.",
             "rungs": "Scores that chose, by steps of training: grey what was dropped.",
         },
         tables={"Reported": table.loc[:, list(REPORTED)]},

@@ -15,7 +15,7 @@ from experiments.hybrids import measured
 from experiments.hybrids.study import Hybrids
 from experiments.induction.study import Induction
 from experiments.prune.study import Pruning
-from experiments.run_folder import run_study
+from experiments.run_folder import RunFolder, run_study
 
 
 def tiny(runs: Path, **options: Any) -> Hybrids:
@@ -93,6 +93,50 @@ def test_a_killed_study_goes_on_to_the_same_numbers(
     assert again.name == folder.name
     both = [pd.read_parquet(path / "metrics.parquet") for path in (folder, again)]
     pd.testing.assert_frame_equal(*both)
+
+
+def test_frames_lost_between_training_and_their_shard_are_made_again(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class KilledError(Exception):
+        pass
+
+    keep, kept = RunFolder.keep, 0
+
+    def once(*args: Any) -> None:
+        nonlocal kept
+        kept += 1
+        if kept == 3:
+            raise KilledError
+        keep(*args)
+
+    monkeypatch.setattr(RunFolder, "keep", once)
+    with pytest.raises(KilledError):
+        run_study("hybrid", tiny(tmp_path))
+    monkeypatch.setattr(RunFolder, "keep", keep)
+    again = run_study("hybrid", tiny(tmp_path))[0].path
+    both = [pd.read_parquet(path / "metrics.parquet") for path in (folder, again)]
+    pd.testing.assert_frame_equal(*both)
+    assert not list(again.rglob("checkpoints"))
+
+
+def test_without_checkpoints_no_scheme_is_told_and_all_else_stays(
+    folder: Path, tmp_path: Path
+) -> None:
+    other = run_study("hybrid", tiny(tmp_path, keep=False))[0].path
+    both = [pd.read_parquet(path / "metrics.parquet") for path in (folder, other)]
+    pd.testing.assert_frame_equal(*both)
+    assert not (other / "labels.parquet").exists()
+    assert not (other / "figures" / "schemes.png").exists()
+
+
+def test_an_architecture_that_diverges_at_every_rate_does_not_end_the_study(tmp_path: Path) -> None:
+    asked = tiny(tmp_path, optimiser="sgd", rates=(1e30, 1e35), inside=False, keep=False)
+    where = run_study("hybrid", asked)[0].path
+    metrics = pd.read_parquet(where / "metrics.parquet")
+    failed = metrics[metrics.metric == "failure_rate"]
+    assert (failed["value"] == 1).all()
+    assert len(failed)
 
 
 def test_a_search_reports_a_front_on_other_seeds(tmp_path: Path) -> None:

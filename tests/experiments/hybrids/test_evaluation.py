@@ -111,17 +111,17 @@ def test_associative_recall_is_measured_at_its_last_point() -> None:
 
 def test_slow_baselines_are_asked_about_the_first_prompts() -> None:
     task = Task("tree", d=2, points=4, depth=1)
-    measure = yardsticks(task, "none", 30, slow=8, names=("zero", "neighbours", "tree-signs"))
+    measure = yardsticks(task, "none", 30, slow=8, names=("zero", "neighbours", "boosted"))
     own, given = evaluated("gpt2", {0: tiny(task)}, measure), baselines_evaluated(measure)
     import pandas as pd
 
     tables = gathered(pd.concat([own.sums, given.sums]))
     assert [len(table.zero) for table in tables] == [30, 8]
-    assert list(tables[1].baselines) == ["tree-signs"]
+    assert list(tables[1].baselines) == ["boosted"]
     found = drawn_all(tables, np.random.default_rng(0), references=["gpt2"], resamples=50)
     assert [sorted(one.denominators) for one in found] == [
         ["neighbours", "trained gpt2"],
-        ["tree-signs"],
+        ["boosted"],
     ]
     whole, few = predicted(tiny(task), measure.prompts), measure.prompts.ys[:8]
     expected = (whole[:8] - few).square().mean(-1).sum(1)
@@ -179,10 +179,10 @@ def test_checkpoints_that_say_what_a_baseline_says_are_named_after_it(shift: str
 
 def test_schemes_are_judged_on_prompts_that_all_were_asked_about() -> None:
     task = Task("tree", d=2, points=4, depth=1)
-    measure = yardsticks(task, "none", 30, slow=8, names=("zero", "neighbours", "tree-signs"))
-    model = Says(measure.predictions["tree-signs"])
+    measure = yardsticks(task, "none", 30, slow=8, names=("zero", "neighbours", "boosted"))
+    model = Says(measure.predictions["boosted"])
     _, labels = followed("a", {(0, 1): model}, measure, np.random.default_rng(0))  # type: ignore[dict-item]
-    assert labels["label"].tolist() == ["tree-signs"]
+    assert labels["label"].tolist() == ["boosted"]
 
 
 def test_checkpoints_of_a_run_by_seed_and_step(tmp_path: Path) -> None:

@@ -409,7 +409,7 @@ def test_ours_beside_the_papers() -> None:
         {
             "architecture": ["mamba", "gpt2", "gpt2", "mambaformer"],
             "task": ["tree", "linear", "mqar", "linear"],
-            "baseline": "least squares",
+            "baseline": ["tree-signs", "least-squares", "bayes", "least-squares"],
             "value": [0.8, 0.5, 0.9, 0.7],
             "low": [0.7, 0.4, 0.8, 0.6],
             "high": [0.9, 0.6, 1.0, 0.8],
@@ -421,7 +421,7 @@ def test_ours_beside_the_papers() -> None:
     assert table["architecture"].iloc[-1] == "mambaformer"
     assert table["task"].iloc[: len(TASKS) + 1].tolist() == [*TASKS, "mqar"]
     cells = table.set_index(["architecture", "task"])
-    assert cells.loc[("mamba", "tree"), "within"]
+    assert pd.isna(cells.loc[("mamba", "tree"), "within"])  # divided by something else
     assert not cells.loc[("gpt2", "linear"), "within"]
     assert pd.isna(cells.loc[("gpt2", "mqar"), "within"])
     assert pd.isna(cells.loc[("llama", "linear"), "value"])

@@ -11,6 +11,7 @@ from experiments.config import with_preset
 from experiments.hybrids.architecture.grammar import THE_TWELVE
 from experiments.hybrids.cells import cells_of
 from experiments.hybrids.study import FACTORS, THE_SIX, Hybrids
+from experiments.hybrids.unused import refuse_unused
 from experiments.run_folder import run_study
 
 
@@ -78,7 +79,11 @@ def test_matched_architectures_have_about_as_many_parameters() -> None:
         ({"clip": float("inf")}, "--clip inf"),
         ({"device": "foo"}, "--device foo"),
         ({"d_ff": -1}, "--d-ff -1"),
-        ({"thresholds": ()}, "at least one threshold"),
+        ({"thresholds": ()}, "--thresholds without a value"),
+        ({"thresholds": (0.5, 0.5)}, "each once"),
+        ({"thresholds": (5.0,)}, "below"),
+        ({"rates": (1e-3, 1e-3)}, "each once"),
+        ({"per_decade": 0.0}, "per_decade 0"),
         ({"candidates": 1}, "--candidates 1"),
         ({"search": True, "architectures": ("mamba",)}, "draws its own orders"),
     ],
@@ -107,3 +112,45 @@ def test_a_search_of_several_functions_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="one function class"):
         run_study("hybrid", asked)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"candidates": 6}, "--candidates was given"),
+        ({"compute": 1e12}, "--compute was given"),
+        ({"sweep_share": 0.2}, "--sweep-share was given"),
+        ({"rate": 1e-2, "rates": (1e-3, 3e-3)}, "--rate was given"),
+        ({"momentum": 0.5}, "--momentum was given"),
+        ({"optimiser": "sgd", "betas": (0.8, 0.9)}, "--betas was given"),
+        ({"cycles": 2, "schedule": "cosine"}, "--cycles was given"),
+        ({"final_share": 0.5}, "--final-share was given"),
+        ({"architectures": ("gpt2",), "double_residual": True}, "--double-residual was given"),
+        ({"search": True, "position_std": (1.0,)}, "--search with --position-std"),
+    ],
+)
+def test_what_nothing_would_read_is_refused(
+    options: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=said):
+        run_study("hybrid", Hybrids(**options, runs=tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"search": True, "candidates": 6, "compute": 1e12},
+        {"rates": (1e-3, 3e-3), "sweep_share": 0.2},
+        {"optimiser": "sgd", "momentum": 0.5},
+        {"schedule": "cyclical", "cycles": 2, "final_share": 0.5},
+        {"architectures": ("gpt2", "mamba"), "double_residual": True},
+    ],
+)
+def test_what_is_read_is_not_refused(options: dict[str, Any]) -> None:
+    refuse_unused(Hybrids(**options))
+
+
+def test_no_preset_asks_for_what_it_does_not_read() -> None:
+    for name in Hybrids.PRESETS:
+        refuse_unused(with_preset(Hybrids, name))

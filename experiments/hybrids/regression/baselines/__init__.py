@@ -16,7 +16,8 @@ for a task, slow ones too; PAPER_BASELINE is what the paper divides its score by
     trees       trees, boosted trees (scikit-learn)        0.6 ms, boosted 55 ms
     networks    Garg et al.'s two layers, raw and scaled   5 ms
 
-in time of one processor; what takes many milliseconds is in SLOW, for a study to take fewer prompts of.
+in time of one processor; what takes many milliseconds is in SLOW, for a study to take fewer prompts
+of.
 
 Where it misleads: the published scores divide by errors of other prompts, some of them by errors of
 a trained model (trees: GPT-2; parity: Mamba), which no algorithm here stands for.
