@@ -15,6 +15,7 @@ from experiments.families import KINDS, TASKS
 from experiments.pretrain import Pretraining
 from experiments.pretrain_curve import held_out_loss, measured_steps
 from experiments.pretrain_setup import prepare
+from experiments.run_folder import run_study
 from experiments.training import Schedule
 from tests.experiments.small_corpora import modules
 
@@ -78,11 +79,20 @@ def test_blocks_are_a_hybrid():
     for options, says in (
         ({"blocks": "gpt7"}, "--blocks gpt7: no block word 'gpt7'"),
         ({"blocks": "mamba-mamba_ffn-rms"}, "two Mambas in the block"),
+        ({"blocks": "gelu-rms"}, "no token sees another"),
         ({"blocks": "llama", "family": "gpt2"}, "--blocks llama of --family gpt2: only a hybrid"),
         ({"blocks": "llama", "d_model": 6, "heads": 6}, "--blocks llama: rope turns pairs"),
     ):
         with pytest.raises(ValueError, match=says):
             Pretraining(**options)
+
+
+def test_a_model_without_attention_has_no_head_to_score(corpus: Path, tmp_path: Path):
+    study = Pretraining(**TINY, blocks="mamba", corpus=str(corpus), runs=tmp_path)
+    _, outcome = run_study("pretrain", study)
+    assert "second_copy_loss" in outcome.extra
+    assert "prefix_matching" not in outcome.extra
+    assert "of the first" in outcome.headline
 
 
 @pytest.mark.parametrize(("family", "task"), [("esm", "mlm"), ("bart", "denoising")])

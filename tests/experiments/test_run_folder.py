@@ -229,6 +229,18 @@ def test_two_processes_do_not_write_one_folder(tmp_path: Path):
     run_study("count", study)
 
 
+def test_a_run_that_another_process_finished_meanwhile_is_left_as_it_is(tmp_path: Path):
+    study = Counting(runs=tmp_path)
+    with RunFolder.for_study("count", study) as late:
+        assert not late.finished
+        finished, _ = run_study("count", study)
+        before = {path: path.read_bytes() for path in finished.path.rglob("*") if path.is_file()}
+        with pytest.raises(ValueError, match="finished by another process meanwhile"):
+            late.create()
+    after = {path: path.read_bytes() for path in finished.path.rglob("*") if path.is_file()}
+    assert after == before
+
+
 def test_unwritable_runs_are_refused_before_any_work(tmp_path: Path):
     file = tmp_path / "file"
     file.write_text("")
