@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from matplotlib.ticker import NullLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 
 from experiments.plots import CYCLE, GREY, panels, style
 
@@ -25,6 +25,7 @@ def factor_effects(scores: pd.DataFrame, steps: pd.DataFrame) -> Figure:
     for line, task in enumerate(tasks):
         own = scores.loc[scores["task"] == task]
         _forest(axes[line, 0], own, 0.0)
+        axes[line, 0].xaxis.set_major_locator(MaxNLocator(5))
         axes[line, 0].set(
             title=task, xlabel=f"change of the score against {own['baseline'].iloc[0]}"
         )

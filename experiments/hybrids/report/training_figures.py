@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from matplotlib.ticker import NullLocator
+from matplotlib.ticker import NullLocator, StrMethodFormatter
 
 from experiments.hybrids.measuring.schemes import NONE, ZERO
 from experiments.hybrids.report.line_styles import (
@@ -64,8 +64,10 @@ def training(curve: pd.DataFrame) -> Figure:
             low, high = ax.get_ylim()
             ticks = [share for share in SHARES if low <= share <= high]
             if len(ticks) > 1:
-                ax.set_yticks(ticks, [f"{share:g}" for share in ticks])
+                ax.set_yticks(ticks)
                 ax.yaxis.set_minor_locator(NullLocator())
+            for formatter in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter):
+                formatter(StrMethodFormatter("{x:g}"))
             ax.set(title=tasks[number], xlabel="steps")
             ax.set_ylabel("held-out error / zero's" if number % columns == 0 else "")
     legend_below(figure, list(axes.flat))

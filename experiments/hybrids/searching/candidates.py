@@ -1,9 +1,10 @@
 """Which orders of blocks are there to try, and what does trying one cost?
 
 A candidate is as many blocks as the study has layers, each drawn uniformly from all blocks that the
-grammar can write with a branch; where a model asks for learned positions anywhere, it has them.
-The presets with as many layers stand among the candidates, so that a search that finds nothing
-better than a known architecture says so. What has more parameters than allowed is drawn again.
+grammar can write with a branch; where a model asks for learned positions anywhere, it has them. The
+presets with as many layers stand among the candidates, so that a search that finds nothing better
+than a known architecture says so. What has more parameters than allowed, or neither attention nor a
+Mamba, is drawn again.
 
 Successive halving (Jamieson & Talwalkar 2016): generation g trains the best n / 2^g of n candidates
 for steps · 2^(g + 1 − G), so that every generation costs about as much and the last one trains
@@ -24,6 +25,7 @@ from experiments.hybrids.architecture.grammar import (
     MixerKind,
     NormKind,
     PositionKind,
+    mixes,
     preset,
     written,
 )
@@ -65,7 +67,7 @@ def drawn(
         if len(found) >= count:
             break
         blocks = tuple(generator.choice(choices) for _ in range(layers))
-        if sizes.parameters(blocks) <= most:
+        if mixes(blocks) and sizes.parameters(blocks) <= most:
             found[blocks] = None
     if len(found) < count:
         raise ValueError(
