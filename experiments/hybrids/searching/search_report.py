@@ -90,6 +90,8 @@ def front_figure(table: pd.DataFrame) -> Figure:
 
 def rungs_figure(rungs: pd.DataFrame) -> Figure:
     """The score of every candidate in every generation, those that went on joined."""
+    from matplotlib.ticker import NullLocator
+
     from experiments.plots import curve, panels
 
     figure, axes = panels(width=5.4)
@@ -108,6 +110,10 @@ def rungs_figure(rungs: pd.DataFrame) -> Figure:
         ylabel="score on selection prompts",
         ax=ax,
     )
+    steps = sorted(means["steps"].unique())
+    ax.set_xscale("log")
+    ax.set_xticks(steps, [f"{step:,}".replace(",", "\u202f") for step in steps])
+    ax.xaxis.set_minor_locator(NullLocator())
     return figure
 
 
