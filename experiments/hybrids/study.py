@@ -120,6 +120,7 @@ class Hybrids(Regime, RunOptions):
             "steps": 5_000,
             "inside": False,
             "shifts": (),
+            "thresholds": (0.7, 0.5, 0.3),
         },
     }
 

@@ -15,6 +15,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+RATIOS = (
+    (0.1, 0.2, 0.33, 0.5, 1, 2, 3, 5, 10),
+    (0.5, 0.67, 0.8, 1, 1.25, 1.5, 2),
+    (0.8, 0.9, 1, 1.1, 1.2, 1.3),
+    (0.95, 1, 1.05),
+)
+"""Ticks of ratios: the first that put more than two on an axis."""
+
+
 def factor_effects(scores: pd.DataFrame, steps: pd.DataFrame) -> Figure:
     """Effects on the score with their intervals; beside them, where known, ratios of steps."""
     tasks = [str(task) for task in scores["task"].unique()]
@@ -59,9 +68,10 @@ def _forest(ax: Axes, rows: pd.DataFrame, nothing: float) -> None:
 def _spelled(ax: Axes, rows: pd.DataFrame) -> None:
     """Ticks that are read as ratios: 0.5, 1, 2."""
     low, high = rows["low"].min(), rows["high"].max()
-    known = [
-        tick for tick in (0.1, 0.2, 0.33, 0.5, 0.75, 1, 1.33, 2, 3, 5, 10) if low <= tick <= high
-    ]
-    ticks = sorted({1, *known})
+    for ticks in RATIOS:
+        ticks = [tick for tick in ticks if low <= tick <= high]
+        if len(ticks) > 2:
+            break
+    ticks = sorted({1, *ticks})
     ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     ax.xaxis.set_minor_locator(NullLocator())
