@@ -119,7 +119,7 @@ class Pretraining(RunOptions):
         self._check_objective()
 
     def _check_blocks(self) -> None:
-        from experiments.hybrids.architecture.grammar import blocks_of, mixes
+        from experiments.hybrids.architecture.grammar import blocks_of, tokens_mix
 
         if not self.blocks:
             return
@@ -133,7 +133,7 @@ class Pretraining(RunOptions):
             blocks = blocks_of(self.blocks, self.layers)
         except ValueError as error:
             raise ValueError(f"--blocks {self.blocks}: {error}") from None
-        if not mixes(blocks):
+        if not tokens_mix(blocks):
             raise ValueError(
                 f"--blocks {self.blocks}: without attention and Mamba no token sees another; give"
                 " one of them to a block"

@@ -20,6 +20,9 @@ from experiments.hybrids.regression.task_table import Task
 if TYPE_CHECKING:
     from experiments.hybrids.study import Hybrids
 
+VARIANT = " positions "
+"""Between an architecture and the standard deviation of its initial positions."""
+
 
 @dataclass(frozen=True, eq=False)
 class Cell:
@@ -115,4 +118,4 @@ def _variants(study: Hybrids, text: str) -> list[tuple[str, float | None]]:
         return [(text, None)]
     if len(study.position_std) == 1:
         return [(text, study.position_std[0])]
-    return [(f"{text} positions {std:g}", std) for std in study.position_std]
+    return [(f"{text}{VARIANT}{std:g}", std) for std in study.position_std]

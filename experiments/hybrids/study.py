@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from experiments.config import LATER, NOT_HASHED, RunOptions
-from experiments.hybrids.architecture.grammar import THE_TWELVE, Block, blocks_of, mixes
+from experiments.hybrids.architecture.grammar import THE_TWELVE, Block, blocks_of, tokens_mix
 from experiments.hybrids.learning.regimes import Regime
 from experiments.hybrids.regression.shift_table import parse_shift
 from experiments.hybrids.regression.task_table import Task, named, small
@@ -167,7 +167,7 @@ class Hybrids(Regime, RunOptions):
             if not values or len(set(values)) < len(values):
                 raise ValueError(f"--{name} {' '.join(values)}: give at least one, each once")
         for text in (*self.architectures, *([self.match] if self.match else [])):
-            if not mixes(self.blocks(text)):
+            if not tokens_mix(self.blocks(text)):
                 raise ValueError(
                     f"--architectures {text}: without attention and Mamba nothing sees an example;"
                     " give one of them to a block"

@@ -245,7 +245,7 @@ def lineage(blocks: Sequence[Block]) -> Lineage:
     return "composed"
 
 
-def mixes(blocks: Iterable[Block]) -> bool:
+def tokens_mix(blocks: Iterable[Block]) -> bool:
     """Whether any block has attention or a Mamba: without, no token sees another."""
     return any(block.mixer != "none" or block.has_mamba for block in blocks)
 

@@ -204,7 +204,11 @@ def with_holm(table: pd.DataFrame) -> pd.DataFrame:
 def _everywhere(found: Drawn, crossing: Crossed) -> list[int]:
     """The seeds whose predictions are finite in every cell."""
     whole = [
-        {s for s, gain in zip(found.sums.seeds[n], found.models[n][0], strict=True) if gain == gain}
+        {
+            s
+            for s, gain in zip(found.sums.seeds[n], found.models[n][0], strict=True)
+            if math.isfinite(gain)
+        }
         for n in crossing.signs
     ]
     return sorted(set.intersection(*whole))

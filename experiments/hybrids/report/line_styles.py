@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.figure import Figure
 
+from experiments.hybrids.cells import VARIANT
 from experiments.plots import BLUE, BROWN, CYCLE, GREEN, ORANGE, PINK, PURPLE, RED, SKY, style
 
 FAMILIES: Mapping[str, tuple[str, ...]] = {
@@ -27,8 +28,6 @@ FAMILIES: Mapping[str, tuple[str, ...]] = {
 OTHERS = (PURPLE, BROWN, PINK, GREEN, ORANGE, SKY, BLUE, RED)
 LONGEST = 30
 """Letters of a name in a legend or on an axis."""
-VARIANT = " positions "
-"""Between an architecture and the standard deviation of its initial positions (`cells`)."""
 LARGE = 0.1
 """Deviations from here on are dashed: they are as large as what is added to them."""
 

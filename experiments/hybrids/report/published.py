@@ -19,6 +19,8 @@ from collections.abc import Mapping
 
 import pandas as pd
 
+from experiments.hybrids.regression.baselines import PAPER_BASELINE
+
 SOURCE = "Campbell, Lojo et al. 2024, arXiv 2411.03945, Table 3"
 LINEAR_HALF_WIDTH = 0.001
 """The table's ± of the linear column (95 %, over prompts)."""
@@ -34,9 +36,6 @@ DENOMINATORS: Mapping[str, str] = {
     "parity": "its own Mamba",
 }
 """What 1 means in each column."""
-
-ALIKE: Mapping[str, str] = {"linear": "least-squares", "sparse": "lasso", "mlp": "network"}
-"""task -> the baseline that the column is divided by as well."""
 
 OWN = frozenset({("gpt2", "tree"), ("mamba", "parity")})
 """Cells that are 1 because the model is its own baseline."""
@@ -93,7 +92,7 @@ def beside_published(scores: pd.DataFrame) -> pd.DataFrame:
     )
     table = scores.merge(theirs.drop(columns="own"), on=keys, how="outer", sort=False)
     # Where the denominators are not the same, the two numbers have no common scale.
-    alike = table["baseline"] == table["task"].map(dict(ALIKE))
+    alike = table["baseline"] == table["task"].map(dict(PAPER_BASELINE))
     known = table[["low", "high", "published"]].notna().all(axis=1) & alike
     inside = (table["low"] <= table["published"]) & (table["published"] <= table["high"])
     within = inside.astype("boolean").where(known, pd.NA)

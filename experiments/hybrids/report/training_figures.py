@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import NullLocator, StrMethodFormatter
 
+from experiments.hybrids.cells import VARIANT
 from experiments.hybrids.measuring.schemes import NONE, ZERO
 from experiments.hybrids.report.line_styles import (
-    VARIANT,
     legend_below,
     line_colours,
     seed_band,

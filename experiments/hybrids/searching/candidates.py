@@ -25,8 +25,8 @@ from experiments.hybrids.architecture.grammar import (
     MixerKind,
     NormKind,
     PositionKind,
-    mixes,
     preset,
+    tokens_mix,
     written,
 )
 from experiments.hybrids.architecture.sizes import Sizes
@@ -67,7 +67,7 @@ def drawn(
         if len(found) >= count:
             break
         blocks = tuple(generator.choice(choices) for _ in range(layers))
-        if mixes(blocks) and sizes.parameters(blocks) <= most:
+        if tokens_mix(blocks) and sizes.parameters(blocks) <= most:
             found[blocks] = None
     if len(found) < count:
         raise ValueError(

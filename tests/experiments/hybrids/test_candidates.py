@@ -7,7 +7,7 @@ import math
 import pandas as pd
 import pytest
 
-from experiments.hybrids.architecture.grammar import mixes, parse, preset, written
+from experiments.hybrids.architecture.grammar import parse, preset, tokens_mix, written
 from experiments.hybrids.architecture.sizes import Sizes
 from experiments.hybrids.searching import candidates
 from experiments.hybrids.searching.candidates import (
@@ -32,8 +32,8 @@ def test_candidates_are_small_enough_and_begin_with_known_ones() -> None:
     found = drawn(20, 2, SIZES, most, seed=0)
     assert len(set(found)) == 20
     assert all(SIZES.parameters(blocks) <= most for blocks in found)
-    assert all(mixes(blocks) for blocks in found)
-    assert any(not mixes([block]) for block in all_blocks())
+    assert all(tokens_mix(blocks) for blocks in found)
+    assert any(not tokens_mix([block]) for block in all_blocks())
     assert found[0] == preset("gpt2", 2)
     assert drawn(20, 2, SIZES, most, seed=0) == found
     assert drawn(20, 2, SIZES, most, seed=1) != found
