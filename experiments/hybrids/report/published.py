@@ -92,7 +92,7 @@ def beside_published(scores: pd.DataFrame) -> pd.DataFrame:
     )
     table = scores.merge(theirs.drop(columns="own"), on=keys, how="outer", sort=False)
     # Where the denominators are not the same, the two numbers have no common scale.
-    alike = table["baseline"] == table["task"].map(dict(PAPER_BASELINE))
+    alike = table["baseline"] == [PAPER_BASELINE.get(task) for task in table["task"]]
     known = table[["low", "high", "published"]].notna().all(axis=1) & alike
     inside = (table["low"] <= table["published"]) & (table["published"] <= table["high"])
     within = inside.astype("boolean").where(known, pd.NA)
