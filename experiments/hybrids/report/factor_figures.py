@@ -68,8 +68,9 @@ def _forest(ax: Axes, rows: pd.DataFrame, nothing: float) -> None:
 def _spelled(ax: Axes, rows: pd.DataFrame) -> None:
     """Ticks that are read as ratios: 0.5, 1, 2."""
     low, high = rows["low"].min(), rows["high"].max()
-    for ticks in RATIOS:
-        ticks = [tick for tick in ticks if low <= tick <= high]
+    ticks: list[float] = []
+    for all_ticks in RATIOS:
+        ticks = [tick for tick in all_ticks if low <= tick <= high]
         if len(ticks) > 2:
             break
     ticks = sorted({1, *ticks})
